@@ -1,0 +1,1 @@
+"""The only code that opens model files: guarded reader, staged writer, manifest, model card."""

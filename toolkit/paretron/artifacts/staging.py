@@ -1,0 +1,147 @@
+"""An artifact is either absent or complete: staged beside its target, published by one rename."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from paretron.artifacts.manifest import Provenance, write_manifest
+from paretron.errors import Code, ParetronError, Problem
+
+_RENAME_EXCHANGE = 2  # linux/fs.h
+_AT_FDCWD = -100
+
+
+@contextmanager
+def staged(target: Path, *, provenance: Provenance, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a fresh folder beside `target`; on a clean exit it becomes `target`, whole.
+
+    Errors: OUT_EXISTS when the target is there and `overwrite` is not asked for, LOCKED when
+    another process is writing the same target, DISK when the volume is full. With any error the
+    staging folder is removed and what was at `target` before stays untouched.
+    """
+    target = Path(os.path.abspath(target))
+    refuse_existing(target, overwrite=overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.parent / f".{target.name}.staging"
+    with locked(target.parent / f".{target.name}.lock", what=str(target)):
+        shutil.rmtree(staging, ignore_errors=True)  # a killed process left it
+        staging.mkdir()
+        try:
+            yield staging
+            write_manifest(staging, provenance)
+            _fsync_tree(staging)
+            _publish(staging, target, overwrite=overwrite)
+        except OSError as error:
+            raise _disk_error(error, target) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def refuse_existing(target: Path, *, overwrite: bool) -> None:
+    """OUT_EXISTS when something is at `target` that nobody said to replace."""
+    if not overwrite and os.path.lexists(target):
+        raise ParetronError(
+            Problem(
+                Code.OUT_EXISTS,
+                "already exists",
+                where=str(target),
+                fix="name another --out, or add --overwrite",
+            )
+        )
+
+
+def refuse_overlap(out: Path, source: Path) -> None:
+    """OUT_OVERLAP when writing `out` could touch `source`, links resolved."""
+    a, b = Path(os.path.realpath(out)), Path(os.path.realpath(source))
+    if a == b or a.is_relative_to(b) or b.is_relative_to(a):
+        raise ParetronError(
+            Problem(
+                Code.OUT_OVERLAP,
+                f"overlaps with the input {source}",
+                where=str(out),
+                fix="name an --out outside of every input",
+            )
+        )
+
+
+@contextmanager
+def locked(path: Path, *, what: str) -> Iterator[None]:
+    """Hold an exclusive lock file, or fail at once with LOCKED naming its holder.
+
+    The kernel frees the lock when its holder dies, so a killed process never blocks the next.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            f.seek(0)
+            raise ParetronError(
+                Problem(
+                    Code.LOCKED,
+                    f"another process is writing it: {f.read(200) or 'unknown'}",
+                    where=what,
+                    fix="wait for it, or stop it",
+                )
+            ) from error
+        f.seek(0)
+        f.truncate()
+        f.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        f.flush()
+        yield
+
+
+def _publish(staging: Path, target: Path, *, overwrite: bool) -> None:
+    if overwrite and os.path.lexists(target):
+        _exchange(staging, target)  # the old one is now at `staging` and removed by the caller
+    else:
+        os.rename(staging, target)
+    _fsync_folder(target.parent)
+
+
+def _exchange(a: Path, b: Path) -> None:
+    """Swap two paths in one step, so that a reader sees the old or the new, never neither."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, bytes(a), _AT_FDCWD, bytes(b), _RENAME_EXCHANGE):
+        raise OSError(ctypes.get_errno(), "could not swap the new artifact in", str(b))
+
+
+def _fsync_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            _fsync_folder(path)
+        else:
+            with path.open("rb") as f:
+                os.fsync(f.fileno())
+    _fsync_folder(folder)
+
+
+def _fsync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _disk_error(error: OSError, target: Path) -> Exception:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return error
+    free = shutil.disk_usage(target.parent).free
+    return ParetronError(
+        Problem(
+            Code.DISK,
+            f"the disk is full ({free} bytes free): {error.strerror}",
+            where=str(target),
+            fix="free some space; `paretron plan` says how much is needed",
+        )
+    )

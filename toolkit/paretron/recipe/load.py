@@ -1,0 +1,153 @@
+"""From a YAML file and --set overrides to a checked recipe, with every error at once."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from paretron.errors import Code, ParetronError, Problem
+from paretron.recipe.models import Recipe
+from paretron.recipe.yamlfile import parse_scalar, read_yaml
+
+
+def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a file with `a.b=c` overrides; relative paths are the recipe's neighbours.
+
+    Errors: RECIPE_SYNTAX, RECIPE_UNKNOWN_KEY (with the closest key), RECIPE_VALUE; all at once.
+    """
+    raw = read_yaml(path)
+    for text in overrides:
+        _override(raw, text)
+    return resolve_recipe(raw, where=str(path), base=path.parent)
+
+
+def resolve_recipe(raw: Mapping[str, Any], *, where: str, base: Path) -> Recipe:
+    """Check plain data and resolve local paths against `base`."""
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise ParetronError(*(_problem(e, where) for e in error.errors())) from error
+    return _with_paths(recipe, base)
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not all(part for part in key.split(".")):
+        raise ParetronError(
+            Problem(Code.USAGE, f"--set {text!r} is not key=value", fix="--set distill.lr=1e-4")
+        )
+    *parents, last = key.split(".")
+    node: Any = raw
+    for part in parents:
+        node = _child(node, part, text)
+    if isinstance(node, list):
+        node[_index(node, last, text)] = parse_scalar(value)
+    else:
+        node[last] = parse_scalar(value)
+
+
+def _child(node: Any, part: str, text: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, part, text)]
+    child = node.get(part)
+    if child is None:
+        child = node[part] = {}
+    if not isinstance(child, dict | list):
+        raise ParetronError(
+            Problem(Code.USAGE, f"{part} holds a value, not a section", where=f"--set {text}")
+        )
+    return child
+
+
+def _index(node: list[Any], part: str, text: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise ParetronError(
+            Problem(
+                Code.USAGE,
+                f"{part!r} is not a position in a list of {len(node)}",
+                where=f"--set {text}",
+            )
+        )
+    return int(part)
+
+
+def _with_paths(recipe: Recipe, base: Path) -> Recipe:
+    """Relative paths in a recipe are relative to the recipe, wherever it is run from."""
+
+    def near(text: str | None) -> str | None:
+        return text if text is None else str((base / Path(text).expanduser()).absolute())
+
+    data = recipe.data.model_copy(
+        update={
+            name: source.model_copy(update={"path": near(source.path)})
+            for name, source in recipe.data
+        }
+    )
+    teacher = recipe.teacher
+    if teacher.model is not None and _is_local(teacher.model, base):
+        teacher = teacher.model_copy(update={"model": near(teacher.model)})
+    if teacher.pretrain is not None:
+        source = teacher.pretrain.data
+        pretrain = teacher.pretrain.model_copy(
+            update={"data": source.model_copy(update={"path": near(source.path)})}
+        )
+        teacher = teacher.model_copy(update={"pretrain": pretrain})
+    profile = recipe.profile
+    if profile is not None:
+        engines = tuple(
+            # absolute, not resolved: a virtual environment is known by its link's place
+            e if e.python is None else e.model_copy(update={"python": (base / e.python).absolute()})
+            for e in profile.engines
+        )
+        profile = profile.model_copy(update={"engines": engines})
+    return recipe.model_copy(update={"data": data, "teacher": teacher, "profile": profile})
+
+
+def _is_local(model: str, base: Path) -> bool:
+    """A path by its look or because it is there; anything else is a hub id."""
+    return model.startswith((".", "/", "~")) or (base / model).exists()
+
+
+def _problem(error: ErrorDetails, where: str) -> Problem:
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        allowed = _keys_at(location[:-1])
+        close = difflib.get_close_matches(location[-1], allowed, n=1, cutoff=0.5)
+        fix = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(allowed)}"
+        return Problem(Code.RECIPE_UNKNOWN_KEY, f"unknown key {location[-1]!r}",
+                       where=f"{where}: {key}", fix=fix)  # fmt: skip
+    cause = error["msg"].removeprefix("Value error, ")
+    if error["type"] not in ("missing", "value_error"):
+        cause += f" (found {_shown(error['input'])})"
+    return Problem(Code.RECIPE_VALUE, cause, where=f"{where}: {key}" if key else where)
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:80]
+
+
+def _keys_at(location: Sequence[str]) -> list[str]:
+    """The keys that a section at this place of a recipe may have."""
+    model: Any = Recipe
+    for part in location:
+        field = model.model_fields.get(part)
+        if field is not None:  # else a list's position or a mapping's own key: the same section
+            model = _model_in(field.annotation) or model
+    return [f.alias or name for name, f in model.model_fields.items()]
+
+
+def _model_in(annotation: Any) -> Any:
+    """The section model inside Optional, tuple[X, ...] or dict[str, X]; None when there is none."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType, tuple, dict) or get_args(annotation):
+        found = [m for m in map(_model_in, get_args(annotation)) if m is not None]
+        return found[0] if found else None
+    return None
