@@ -1,0 +1,1 @@
+"""Text to training batches: sources, the tokenizer, token stores on disk, the order of the data."""
