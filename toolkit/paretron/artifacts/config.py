@@ -16,8 +16,23 @@ from paretron.errors import Code, ParetronError, Problem
 from paretron.families import Family, family_of, sizes
 from paretron.families.llama import MISTRAL
 
-# Keys that name code to run; a family table makes them unnecessary, so they are left out.
-CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
+# Keys that name code to run, kernels from a hub included; a family table makes them unnecessary,
+# so they are left out, as is every key that starts with an underscore.
+CODE_KEYS = (
+    "attn_implementation", "auto_map", "custom_pipelines", "experts_implementation",
+    "trust_remote_code",
+)  # fmt: skip
+
+# What the keys that we read ourselves may hold, besides null.
+_TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "tie_word_embeddings": ((bool,), "true or false"),
+    "attention_bias": ((bool,), "true or false"),
+    "mlp_bias": ((bool,), "true or false"),
+    "rope_theta": ((int, float), "a number"),
+    "partial_rotary_factor": ((int, float), "a number"),
+    "rope_parameters": ((dict,), "an object"),
+    "rope_scaling": ((dict,), "an object"),
+}
 
 DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -40,7 +55,37 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     config = read_object(path, code=Code.INPUT_CONFIG)
     sizes(family_of(config), config)
+    _check_types(config)
     return {k: v for k, v in config.items() if k not in CODE_KEYS and not k.startswith("_")}
+
+
+def _check_types(config: Mapping[str, Any]) -> None:
+    if config.get("quantization_config") is not None:
+        raise ParetronError(
+            Problem(
+                Code.INPUT_CONFIG,
+                "the weights are quantised",
+                where="config.json: quantization_config",
+                fix="start from the checkpoint that was not quantised",
+            )
+        )
+    values = dict(config)
+    for group in ("rope_parameters", "rope_scaling"):
+        if isinstance(config.get(group), dict):
+            values |= {k: v for k, v in config[group].items() if k in _TYPES}
+    for key, (types, allowed) in _TYPES.items():
+        value = values.get(key)
+        # A bool is an int to Python, but no number to a config.
+        wrong = not isinstance(value, types) or (isinstance(value, bool) and bool not in types)
+        if value is not None and wrong:
+            raise ParetronError(
+                Problem(
+                    Code.INPUT_CONFIG,
+                    f"{key} is {str(value)[:60]!r}",
+                    where=f"config.json: {key}",
+                    fix=allowed,
+                )
+            )
 
 
 def relabel(config: Mapping[str, Any]) -> dict[str, Any]:

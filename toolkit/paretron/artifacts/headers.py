@@ -41,8 +41,12 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         start = f.read(8)
         if start.startswith(b"version "):
             raise ParetronError(
-                Problem(Code.INPUT_LFS, "a git-lfs pointer, not weights", where=str(file),
-                        fix="run `git lfs pull` in the model's folder")  # fmt: skip
+                Problem(
+                    Code.INPUT_LFS,
+                    "a git-lfs pointer, not weights",
+                    where=str(file),
+                    fix="run `git lfs pull` in the model's folder",
+                )
             )
         if len(start) < 8:
             raise _truncated(file, size, 8)
@@ -60,9 +64,11 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
 
 def _entry(file: Path, name: str, raw: object, data_start: int) -> TensorEntry:
     match raw:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if (
-            len(raw) == 3
-        ):
+        case {
+            "dtype": str(dtype),
+            "shape": list(shape),
+            "data_offsets": [int(begin), int(end)],
+        } if len(raw) == 3:
             pass
         case _:
             raise _bad(file, "its entry is not {dtype, shape, data_offsets}", name)

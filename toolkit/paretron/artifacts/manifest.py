@@ -79,8 +79,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise ParetronError(
-            Problem(Code.INPUT_MANIFEST, "no manifest.json here", where=str(folder),
-                    fix="name an artifact that Paretron wrote")  # fmt: skip
+            Problem(
+                Code.INPUT_MANIFEST,
+                "no manifest.json here",
+                where=str(folder),
+                fix="name an artifact that Paretron wrote",
+            )
         )
     manifest = read_object(path, code=Code.INPUT_MANIFEST)
     body = {k: v for k, v in manifest.items() if k != "self_sha256"}
@@ -88,8 +92,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest.get("files"), dict
     ):
         raise ParetronError(
-            Problem(Code.INPUT_MANIFEST, "the manifest was changed after it was written",
-                    where=str(path), fix="make the artifact again")  # fmt: skip
+            Problem(
+                Code.INPUT_MANIFEST,
+                "the manifest was changed after it was written",
+                where=str(path),
+                fix="make the artifact again",
+            )
         )
     return manifest
 

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.activations import ACT2FN
 
 from paretron.artifacts.config import DTYPE_NAMES, servable_config
 from paretron.artifacts.jsonfile import dump
@@ -32,11 +36,13 @@ def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedM
     """The checkpoint as a transformers model on the CPU, in eval mode.
 
     The folder is checked from its headers first; nothing is downloaded and no code of the
-    checkpoint runs. GATE_RELOAD when transformers finds a tensor missing or unexpected.
+    checkpoint runs. INPUT_CONFIG when transformers refuses a value of the config, GATE_RELOAD when
+    it finds a tensor missing or unexpected.
     """
-    Checkpoint.open(path)
+    config = _library_config(Checkpoint.open(path))
     model, info = AutoModelForCausalLM.from_pretrained(
         path,
+        config=config,
         dtype=dtype,
         local_files_only=True,
         trust_remote_code=False,
@@ -50,9 +56,30 @@ def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedM
                     Code.GATE_RELOAD,
                     f"transformers reports {finding}: {sorted(map(str, info[finding]))[:5]}",
                     where=str(path),
+                    fix="try another transformers version: this one names the tensors otherwise",
                 )
             )
     return model.eval()
+
+
+def _library_config(checkpoint: Checkpoint) -> PreTrainedConfig:
+    """The checked config as transformers' own; its file is not read a second time."""
+    try:
+        config = type(AutoConfig.for_model(checkpoint.config["model_type"])).from_dict(
+            checkpoint.config
+        )
+        ACT2FN[config.hidden_act]
+    except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ParetronError(
+            Problem(
+                Code.INPUT_CONFIG,
+                f"transformers refuses it: {type(error).__name__}: {reason}",
+                where=str(checkpoint.path / "config.json"),
+                fix="correct the value it names",
+            )
+        ) from error
+    return config
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
@@ -68,9 +95,15 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
         )
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # the library raises bare Exception for a bad tokenizer.json
+        reason = " ".join(str(error).split())[:200]
         raise ParetronError(
-            Problem(Code.INPUT_TOKENIZER, str(error).splitlines()[0][:200], where=str(path))
+            Problem(
+                Code.INPUT_TOKENIZER,
+                f"{type(error).__name__}: {reason}",
+                where=str(path),
+                fix="restore tokenizer.json and tokenizer_config.json from where the model came",
+            )
         ) from error
 
 
@@ -106,5 +139,7 @@ def write_companions(folder: Path, *, config: Mapping[str, Any], source: Path) -
     if (source / "generation_config.json").is_file():
         shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
     else:
-        ids = {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if k in config}
+        ids = {
+            k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if k in config
+        }
         dump(folder / "generation_config.json", {"_from_model_config": True} | ids)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_AGAIN = "restore the index and the shards from where the model came"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -45,7 +46,8 @@ class Checkpoint:
                         Problem(
                             Code.INPUT_INDEX,
                             f"the tensor stands in {found[name].file.name} and in {file.name}",
-                            where=name,
+                            where=name[:200],
+                            fix=_AGAIN,
                         )
                     )
                 found[name] = entry
@@ -113,7 +115,12 @@ class Checkpoint:
             if n not in expected
         ]
         missing = [
-            Problem(Code.INPUT_MISSING_TENSOR, f"no such tensor; expected {list(s)}", where=n)
+            Problem(
+                Code.INPUT_MISSING_TENSOR,
+                f"no such tensor; expected {list(s)} = {self._axes(n)}",
+                where=n,
+                fix="complete the weights, or correct config.json",
+            )
             for n, s in expected.items()
             if n not in self.entries
         ]
@@ -159,7 +166,9 @@ def _weight_files(folder: Path) -> list[Path]:
         index = read_object(folder / INDEX, code=Code.INPUT_INDEX)
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise ParetronError(Problem(Code.INPUT_INDEX, "no weight_map", where=INDEX))
+            raise ParetronError(
+                Problem(Code.INPUT_INDEX, "no weight_map", where=str(folder / INDEX), fix=_AGAIN)
+            )
         names = sorted({str(v) for v in weight_map.values()})
         stray = sorted(
             p.name for p in folder.glob("model-*-of-*.safetensors") if p.name not in names
@@ -200,7 +209,12 @@ def _inside(folder: Path, name: str) -> Path:
     """The file of that name: a plain name, a regular file, inside the folder or its hub cache."""
     if not _SAFE_NAME.fullmatch(name):
         raise ParetronError(
-            Problem(Code.INPUT_UNSAFE_PATH, f"{name[:80]!r} is not a plain file name", where=INDEX)
+            Problem(
+                Code.INPUT_UNSAFE_PATH,
+                f"{name[:80]!r} is not a plain file name",
+                where=str(folder / INDEX),
+                fix="take the model from a source you trust: an index names shards beside itself",
+            )
         )
     path = folder / name
     if not path.is_file():
@@ -217,7 +231,12 @@ def _inside(folder: Path, name: str) -> Path:
         roots.append(folder.resolve().parent.parent / "blobs")
     if not any(real.is_relative_to(root) for root in roots):
         raise ParetronError(
-            Problem(Code.INPUT_UNSAFE_PATH, "the shard is a link out of the folder", where=str(path))
+            Problem(
+                Code.INPUT_UNSAFE_PATH,
+                "the shard is a link out of the folder",
+                where=str(path),
+                fix="copy the file that it links to into the folder",
+            )
         )
     return path
 
@@ -233,12 +252,13 @@ def _check_index(folder: Path, found: dict[str, TensorEntry]) -> None:
             if n in weight_map
             else f"the index does not name this tensor of {e.file.name}",
             where=n[:200],
+            fix=_AGAIN,
         )
         for n, e in found.items()
         if weight_map.get(n) != e.file.name
     ]
     problems += [
-        Problem(Code.INPUT_INDEX, f"not in {weight_map[n]!s:.80}", where=n[:200])
+        Problem(Code.INPUT_INDEX, f"not in {weight_map[n]!s:.80}", where=n[:200], fix=_AGAIN)
         for n in weight_map
         if n not in found
     ]

@@ -62,7 +62,7 @@ class TensorWriter:
             self._open_shard(self._first_of[name])
         flat = tensor.detach().cpu().contiguous().view(-1)
         if flat.numel():
-            self._file.write(memoryview(flat.view(torch.uint8).numpy()))  # type: ignore[union-attr]
+            self._file.write(flat.view(torch.uint8).numpy().data)  # type: ignore[union-attr]
 
     def _open_shard(self, number: int) -> None:
         if self._file is not None:

@@ -12,9 +12,7 @@ from paretron.families.nemotron import NEMOTRON
 from paretron.families.qwen import QWEN2, QWEN3
 from paretron.families.table import Family
 
-FAMILIES: dict[str, Family] = {
-    f.model_type: f for f in (LLAMA, MISTRAL, QWEN2, QWEN3, NEMOTRON)
-}
+FAMILIES: dict[str, Family] = {f.model_type: f for f in (LLAMA, MISTRAL, QWEN2, QWEN3, NEMOTRON)}
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

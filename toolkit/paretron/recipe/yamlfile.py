@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.composer import ComposerError
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, NodeEvent
+from ruamel.yaml.events import AliasEvent, CollectionStartEvent, ScalarEvent
 
 from paretron.errors import Code, ParetronError, Problem
 
@@ -20,8 +20,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """One YAML mapping from a file of at most 1 MB; RECIPE_SYNTAX for what a recipe never needs."""
     if not path.is_file():
         raise ParetronError(
-            Problem(Code.RECIPE_SYNTAX, "no such file", where=str(path),
-                    fix="`paretron recipes ls` shows the ones that come with Paretron")  # fmt: skip
+            Problem(
+                Code.RECIPE_SYNTAX,
+                "no such file",
+                where=str(path),
+                fix="`paretron recipes ls` shows the ones that come with Paretron",
+            )
         )
     if path.stat().st_size > MAX_RECIPE_BYTES:
         raise _syntax(path, f"larger than {MAX_RECIPE_BYTES} bytes, so not a recipe")
@@ -62,7 +66,7 @@ def _refuse_events(path: Path, text: str) -> None:
         line = event.start_mark.line + 1
         if isinstance(event, AliasEvent):
             raise _syntax(path, "aliases (*name) are not used in recipes", line=line)
-        if isinstance(event, NodeEvent) and getattr(event, "tag", None):
+        if isinstance(event, ScalarEvent | CollectionStartEvent) and event.tag:
             raise _syntax(path, f"the tag {str(event.tag)[:80]} is not allowed", line=line)
 
 

@@ -1,0 +1,107 @@
+"""What `plan` says without weights: published counts, every problem at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from published import PUBLISHED, Published, recipe_text
+
+SHAPES = {shape.name: shape for shape in PUBLISHED}
+
+
+def run_plan(folder: Path, recipe: str, *arguments: str) -> tuple[int, dict[str, Any], float]:
+    (folder / "recipe.yaml").write_text(recipe)
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "paretron", "plan", "recipe.yaml", "--json", "--offline", *arguments],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, json.loads(done.stdout), time.perf_counter() - start
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_published_counts_from_config_alone(name: str, tmp_path: Path) -> None:
+    shape = SHAPES[name]
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    (teacher / "config.json").write_text(json.dumps(shape.config))
+    code, found, _ = run_plan(tmp_path, recipe_text(shape))
+    facts = found["teacher"] if shape.student is None else found["students"]["student"]
+    assert shape.rounded(facts["params"], shape.total) == shape.total
+    assert shape.rounded(facts["non_embedding_params"], shape.non_embedding) == shape.non_embedding
+    # A teacher without weights cannot be run, and that is said beside the counts.
+    assert code == 3
+    assert "input.missing" in {p["code"] for p in found["problems"]}
+
+
+def plan_of(tmp_path: Path, students: str, more: str = "") -> tuple[int, list[dict[str, str]]]:
+    shape = SHAPES["Llama-3.1-8B"]
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    (teacher / "config.json").write_text(json.dumps(shape.config))
+    code, found, _ = run_plan(tmp_path, recipe_text(shape, students=students) + more)
+    return code, found["problems"]
+
+
+@pytest.mark.parametrize(
+    ("target", "key", "fix"),
+    [
+        ("{hidden: 8192}", "hidden", "at most 4096"),
+        ("{layers: 33}", "layers", "at most 32"),
+        ("{heads: 20}", "heads", "16 or 24"),
+        ("{heads: 32, kv_heads: 4}", "heads", "at most 16"),
+        ("{layers: 32}", "", "smaller"),
+    ],
+)
+def test_impossible_targets_name_the_nearest(
+    target: str, key: str, fix: str, tmp_path: Path
+) -> None:
+    code, problems = plan_of(tmp_path, f"{{a: {target}}}")
+    own = [p for p in problems if p["code"] == "recipe.target"]
+    assert code == 2
+    assert [p["where"] for p in own] == ["students.a" + (f".{key}" if key else "")]
+    assert fix in own[0]["fix"]
+
+
+def test_every_problem_at_once(tmp_path: Path) -> None:
+    code, problems = plan_of(
+        tmp_path,
+        "{a: {hidden: 9999}, b: {layers: 99}}",
+        "export: [{to: nowhere}]\nprofile: {engines: [{name: nothing}]}\n",
+    )
+    assert code == 2
+    assert {p["where"] for p in problems} >= {
+        "students.a.hidden",
+        "students.b.layers",
+        "export.0.to",
+        "profile.engines.0.name",
+    }
+    assert {p["code"] for p in problems} >= {"recipe.target", "recipe.value", "input.missing"}
+
+
+def test_plan_reads_no_torch_and_is_quick(tmp_path: Path) -> None:
+    shape = SHAPES["Llama-3.1-8B"]
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "config.json").write_text(json.dumps(shape.config))
+    (tmp_path / "recipe.yaml").write_text(recipe_text(shape))
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from paretron.recipe import load_recipe\n"
+        "from paretron.plan.plan import make_plan\n"
+        "made = make_plan(load_recipe(Path('recipe.yaml')), out=Path('out'), offline=True)\n"
+        "assert made.students\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+
+
+def test_published_names_are_distinct() -> None:
+    assert len(SHAPES) == 8
+    assert all(isinstance(shape, Published) for shape in PUBLISHED)

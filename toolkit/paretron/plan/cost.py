@@ -1,0 +1,88 @@
+"""What work costs: FLOPs from the table's matrices, bytes from its counts.
+
+A matrix product of an m x n weight costs 2mn FLOPs a token; causal attention adds, for each layer,
+4 * heads * head_dim FLOPs a token for each position that it sees, half the context on average.
+A backward pass costs twice its forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from paretron.families import (
+    Family,
+    Sizes,
+    family_of,
+    kv_bytes_per_token,
+    parameter_counts,
+    sizes,
+)
+
+BYTES_OF = {"F32": 4, "BF16": 2, "F16": 2, "float32": 4, "bfloat16": 2, "float16": 2}
+ADAM_BYTES_PER_PARAM = 16  # fp32 weight, gradient and two moments
+CHECKPOINT_BYTES_PER_PARAM = 12  # fp32 weight and two moments
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The numbers of one model that need no weights; bytes are for `dtype`."""
+
+    sizes: Sizes
+    params: int
+    non_embedding_params: int
+    dtype: str
+    weight_bytes: int
+    kv_bytes_per_token: int
+    forward_flops_per_token: int
+    attention_flops_per_token_and_position: int
+
+    def forward_flops(self, *, tokens: int, seq_len: int) -> int:
+        """FLOPs to run `tokens` tokens in windows of `seq_len` through the whole model."""
+        attention = self.attention_flops_per_token_and_position * seq_len // 2
+        return tokens * (self.forward_flops_per_token + attention)
+
+    def as_json(self) -> dict[str, Any]:
+        """The stable form in `plan --json`."""
+        return {
+            "sizes": dict(self.sizes),
+            "params": self.params,
+            "non_embedding_params": self.non_embedding_params,
+            "dtype": self.dtype,
+            "weight_bytes": self.weight_bytes,
+            "kv_bytes_per_token": self.kv_bytes_per_token,
+            "flops": {
+                "forward_per_token": self.forward_flops_per_token,
+                "attention_per_token_and_position": self.attention_flops_per_token_and_position,
+            },
+        }
+
+
+def model_facts(config: Mapping[str, Any], *, dtype: str) -> ModelFacts:
+    """Counts and costs of a model from its config."""
+    family = family_of(config)
+    size = sizes(family, config)
+    counts = parameter_counts(family, config)
+    return ModelFacts(
+        sizes=size,
+        params=counts.total,
+        non_embedding_params=counts.non_embedding,
+        dtype=dtype,
+        weight_bytes=counts.total * BYTES_OF[dtype],
+        kv_bytes_per_token=kv_bytes_per_token(family, config),
+        forward_flops_per_token=_matrix_flops(family, config, size),
+        attention_flops_per_token_and_position=(
+            4 * size["layers"] * size["kv_heads"] * size["q_per_kv"] * size["head_dim"]
+        ),
+    )
+
+
+def _matrix_flops(family: Family, config: Mapping[str, Any], size: Sizes) -> int:
+    """2 FLOPs for each weight of each matrix; the embedding is a lookup, a tied head is not."""
+    total = 2 * size["vocab"] * size["hidden"]  # logits
+    for row in family.tensors:
+        if row.per_layer and len(row.dims) == 2 and row.present(config):
+            total += 2 * size["layers"] * prod(row.shape(size))
+    return total

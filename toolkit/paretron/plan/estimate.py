@@ -1,0 +1,110 @@
+"""Time, memory and disk of every stage, from counts alone; memory is a lower bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from paretron.plan.cost import (
+    ADAM_BYTES_PER_PARAM,
+    BYTES_OF,
+    CHECKPOINT_BYTES_PER_PARAM,
+    ModelFacts,
+)
+from paretron.plan.hardware import Hardware
+from paretron.plan.stages import Stage
+from paretron.recipe import Recipe, Training
+
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one stage costs: FLOPs, seconds on the hardware, memory it needs, disk it fills."""
+
+    flops: int = 0
+    seconds: float = 0.0
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """The stable form in `plan --json`."""
+        return {
+            "flops": self.flops,
+            "seconds": round(self.seconds, 1),
+            "memory_bytes": self.memory_bytes,
+            "disk_bytes": self.disk_bytes,
+        }
+
+
+def estimate_stages(
+    stages: tuple[Stage, ...],
+    recipe: Recipe,
+    teacher: ModelFacts,
+    students: Mapping[str, ModelFacts],
+    hardware: Hardware,
+) -> dict[str, Estimate]:
+    """The estimate of every stage; students that cannot be had cost nothing."""
+    out: dict[str, Estimate] = {}
+    for stage in stages:
+        student = students.get(stage.student) if stage.student else None
+        if stage.student and student is None:
+            out[stage.name] = Estimate()
+            continue
+        flops, memory, disk = _cost(stage, recipe, teacher, student)
+        out[stage.name] = Estimate(flops, flops / hardware.flop_s, memory, disk)
+    return out
+
+
+def _cost(
+    stage: Stage, recipe: Recipe, teacher: ModelFacts, student: ModelFacts | None
+) -> tuple[int, int, int]:
+    """FLOPs, bytes of memory, bytes of disk."""
+    match stage.kind:
+        case "teacher" if recipe.teacher.pretrain is not None:
+            pretrain = recipe.teacher.pretrain
+            return _training(teacher, pretrain, pretrain.data.seq_len)
+        case "correct" if recipe.correct is not None:
+            return _training(teacher, recipe.correct, recipe.data.train.seq_len)
+        case "distill" if student is not None:
+            seq_len = recipe.data.train.seq_len
+            flops, memory, disk = _training(student, recipe.distill, seq_len)
+            flops += teacher.forward_flops(tokens=recipe.distill.tokens, seq_len=seq_len)
+            return flops, memory + teacher.weight_bytes, disk
+        case "score":
+            return _scoring(recipe, teacher)
+        case "prune" if student is not None:
+            largest = student.sizes["vocab"] * teacher.sizes["hidden"] * BYTES_OF[teacher.dtype]
+            return 0, 2 * largest, student.weight_bytes
+        case "data":
+            tokens = sum(s.tokens or 0 for s in (recipe.data.train, recipe.data.validation))
+            return 0, 0, 4 * tokens
+        case "export":
+            facts = student or teacher
+            return 0, 2 * facts.weight_bytes, facts.weight_bytes
+        case "evaluate":
+            data = recipe.data.validation
+            flops = teacher.forward_flops(tokens=data.tokens or 0, seq_len=data.seq_len)
+            return flops, teacher.weight_bytes, 0
+        case _:
+            return 0, 0, 0
+
+
+def _training(model: ModelFacts, training: Training, seq_len: int) -> tuple[int, int, int]:
+    """A backward pass costs two forward passes; AdamW keeps fp32 weights and moments."""
+    flops = 3 * model.forward_flops(tokens=training.tokens, seq_len=seq_len)
+    memory = ADAM_BYTES_PER_PARAM * model.params // training.processes
+    # The newest checkpoints stay beside the result until the run is done.
+    disk = KEPT_CHECKPOINTS * CHECKPOINT_BYTES_PER_PARAM * model.params + model.weight_bytes
+    return flops, memory, disk
+
+
+def _scoring(recipe: Recipe, teacher: ModelFacts) -> tuple[int, int, int]:
+    """One pass for the widths; removing each layer or block shares its prefix, so costs half."""
+    data, depth = recipe.data.calibration, recipe.score.depth
+    flops = teacher.forward_flops(tokens=data.samples * data.seq_len, seq_len=data.seq_len)
+    if depth.metric == "loss" and any(s.layers for s in recipe.students.values()):
+        one = teacher.forward_flops(tokens=depth.samples * data.seq_len, seq_len=data.seq_len)
+        flops += one * (teacher.sizes["layers"] + 1) // 2
+    return flops, teacher.weight_bytes, 0

@@ -1,0 +1,78 @@
+"""What this machine can do, found without torch: for estimates, not for reports."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+# Dense bf16 FLOP/s by the name that nvidia-smi prints; vendor's figures.
+_GPU_FLOP_S = {
+    "H200": 989e12, "H100": 989e12, "H20": 148e12, "B200": 2250e12, "A100": 312e12,
+    "L40S": 362e12, "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
+}  # fmt: skip
+# Training attains about this share of a device's rate; scoring about the same.
+_ATTAINED = 0.4
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One device as estimates see it: its name, attainable FLOP/s, memory in bytes."""
+
+    name: str
+    flop_s: float
+    memory_bytes: int
+    basis: str
+
+
+def detect() -> Hardware:
+    """The first NVIDIA GPU when there is one, else the CPU by a matrix product of 0.1 s."""
+    return _gpu() or _cpu()
+
+
+def _gpu() -> Hardware | None:
+    if shutil.which("nvidia-smi") is None:
+        return None
+    done = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"],
+        capture_output=True, text=True, timeout=10, check=False,
+    )  # fmt: skip
+    if done.returncode or not done.stdout.strip():
+        return None
+    name, memory = (part.strip() for part in done.stdout.splitlines()[0].rsplit(",", 1))
+    rate = next((r for known, r in _GPU_FLOP_S.items() if known in name), 100e12)
+    return Hardware(
+        name, rate * _ATTAINED, int(memory) << 20, f"{_ATTAINED:.0%} of the vendor's bf16 rate"
+    )
+
+
+def _cpu() -> Hardware:
+    import numpy as np
+
+    n = 768
+    a = np.ones((n, n), dtype=np.float32)
+    a @ a  # the first product starts the threads
+    start = time.perf_counter()
+    rounds = 0
+    while time.perf_counter() - start < 0.1:
+        a @ a
+        rounds += 1
+    rate = rounds * 2 * n**3 / (time.perf_counter() - start)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Hardware(
+        f"{os.cpu_count()} CPU cores",
+        rate * _ATTAINED,
+        memory,
+        f"{_ATTAINED:.0%} of a measured fp32 matrix product",
+    )
+
+
+def free_disk_bytes(path: Path) -> int:
+    """Free bytes on the volume where `path` will be written."""
+    path = Path(os.path.abspath(path))
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

@@ -1,0 +1,146 @@
+"""The stages of a job: what each needs, which part of the recipe it depends on, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from paretron.recipe import Recipe
+
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run: it turns its inputs (role -> stage's name) into one artifact.
+
+    `settings` is exactly the part of the recipe that its result depends on.
+    """
+
+    name: str
+    kind: str
+    inputs: Mapping[str, str]
+    settings: Mapping[str, Any]
+    student: str | None = None
+
+
+def stages_of(
+    recipe: Recipe, *, block_sizes: tuple[int, ...], engine_formats: frozenset[str]
+) -> tuple[Stage, ...]:
+    """Every stage that a recipe asks for, each after what it needs.
+
+    `block_sizes` are the numbers of layers that students lose together; `engine_formats` are the
+    exports that the profiled engines run, which the teacher needs too.
+    """
+    return tuple(_stages(recipe, block_sizes, engine_formats))
+
+
+def _stages(
+    recipe: Recipe, block_sizes: tuple[int, ...], engine_formats: frozenset[str]
+) -> Iterator[Stage]:
+    seed = {"seed": recipe.seed}
+    yield Stage(TEACHER, "teacher", {}, _plain(recipe.teacher) | seed)
+    yield Stage("data", "data", {"tokenizer": TEACHER}, _plain(recipe.data))
+    teacher = TEACHER
+    if recipe.correct is not None:
+        yield Stage("correct", "correct", {"student": TEACHER, "data": "data"},
+                    _training(recipe.correct, recipe) | seed)  # fmt: skip
+        teacher = "correct"
+    yield Stage(
+        "score",
+        "score",
+        {"model": teacher, "data": "data"},
+        {
+            "score": _plain(recipe.score),
+            "calibration": _plain(recipe.data.calibration),
+            "block_sizes": list(block_sizes),
+        }
+        | seed,
+    )
+    evaluated = {"teacher.final": teacher}
+    if teacher != TEACHER:
+        evaluated["teacher.uncorrected"] = TEACHER
+    artifacts = {"teacher": {"hf": teacher}}
+    for name, target in recipe.students.items():
+        pruned, final = f"{name}.prune", f"{name}.distill"
+        yield Stage(
+            pruned,
+            "prune",
+            {"model": teacher, "scores": "score"},
+            {
+                "student": _plain(target),
+                "prune": _plain(recipe.prune),
+                "score": _plain(recipe.score),
+            },
+            name,
+        )
+        yield Stage(final, "distill", {"student": pruned, "teacher": teacher, "data": "data"},
+                    _training(recipe.distill, recipe) | seed, name)  # fmt: skip
+        evaluated |= {f"{name}.pruned": pruned, f"{name}.final": final}
+        artifacts[name] = {"hf": final}
+    evaluations = {label: label.replace(".", ".evaluate-") for label in evaluated}
+    for label, stage in evaluated.items():
+        owner = label.partition(".")[0]
+        yield Stage(
+            evaluations[label],
+            "evaluate",
+            {"model": stage, "data": "data"},
+            {"evaluate": _plain(recipe.evaluate), "data": _plain(recipe.data)},
+            None if owner == "teacher" else owner,
+        )
+    for name in ("teacher", *recipe.students):
+        for export in recipe.export:
+            # The teacher itself is served as it is; it is exported only to what engines need.
+            if name == "teacher" and (export.to == "hf" or export.to not in engine_formats):
+                continue
+            stage = f"{name}.export-{export.to}"
+            yield Stage(
+                stage,
+                "export",
+                {"model": artifacts[name]["hf"]},
+                {"export": _plain(export)},
+                None if name == "teacher" else name,
+            )
+            artifacts[name] |= {export.to: stage}
+    if recipe.profile is not None:
+        yield Stage(
+            "profile",
+            "profile",
+            {
+                f"{name}.{kind}": stage
+                for name, by_kind in artifacts.items()
+                for kind, stage in by_kind.items()
+                if kind in engine_formats
+            },
+            {"profile": _plain(recipe.profile)} | seed,
+        )
+    yield Stage("report", "report", _report_inputs(recipe, evaluations, artifacts), {})
+
+
+def _report_inputs(
+    recipe: Recipe, evaluations: Mapping[str, str], artifacts: Mapping[str, Mapping[str, str]]
+) -> dict[str, str]:
+    inputs = {f"evaluation.{label}": stage for label, stage in evaluations.items()}
+    for name, by_kind in artifacts.items():
+        inputs |= {f"artifact.{name}.{kind}": stage for kind, stage in by_kind.items()}
+    if recipe.correct is not None:
+        inputs["curve.correct"] = "correct"
+    inputs |= {f"curve.{name}": f"{name}.distill" for name in recipe.students}
+    if recipe.profile is not None:
+        inputs["profile"] = "profile"
+    return inputs
+
+
+def _training(section: BaseModel, recipe: Recipe) -> dict[str, Any]:
+    return {
+        "training": _plain(section),
+        "train": {"seq_len": recipe.data.train.seq_len},
+        "validation": {"seq_len": recipe.data.validation.seq_len},
+    }
+
+
+def _plain(section: BaseModel) -> dict[str, Any]:
+    return section.model_dump(mode="json", by_alias=True)
