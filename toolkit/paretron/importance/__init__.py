@@ -1,0 +1,1 @@
+"""What matters: activation statistics of every width axis, influence and effect of every layer."""

@@ -1,0 +1,118 @@
+"""A transformers model taken apart: what every layer receives, one layer at a time.
+
+The model's own code prepares embeddings, masks and rotary angles; its layers are then called one
+by one, in any order and number. This is how depth is measured with shared prefixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from paretron.families import Family
+
+# Logits held at a time while a loss is taken: bounds memory, whatever the vocabulary.
+_LOGITS_AT_ONCE = 1 << 24
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one forward pass: `ids_BT` padded on the right, the first `lengths` count."""
+
+    ids_BT: torch.Tensor
+    lengths: tuple[int, ...]
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that have one before them."""
+        return sum(self.lengths) - len(self.lengths)
+
+    def targets(self) -> torch.Tensor:
+        """[B, T - 1]: the next token of every position but the last, -100 where that is padding."""
+        targets = self.ids_BT[:, 1:].clone()
+        for row, length in zip(targets, self.lengths, strict=True):
+            row[length - 1 :] = -100
+        return targets
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One batch before its first layer: hidden states, and each layer's other arguments."""
+
+    hidden_BTD: torch.Tensor
+    arguments: tuple[Mapping[str, Any], ...]
+
+
+class LayerStack:
+    """The layers, final norm and head of a model, found through its family's table."""
+
+    def __init__(self, model: PreTrainedModel, family: Family) -> None:
+        first = next(t for t in family.tensors if t.per_layer).name
+        norm = next(t for t in family.tensors if t.is_norm and not t.per_layer).name
+        layers_name = first.split(".{i}.")[0]
+        self.model = model
+        self.family = family
+        self._base = model.get_submodule(layers_name.rpartition(".")[0])
+        self.layers: list[nn.Module] = list(model.get_submodule(layers_name).children())
+        self._norm = model.get_submodule(norm.removesuffix(".weight"))
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    def prepare(self, ids_BT: torch.Tensor) -> Prepared:
+        """Everything that comes before the first layer, by the model's own code.
+
+        Sequences are padded on the right: under a causal mask that changes no valid position.
+        """
+        seen: list[tuple[torch.Tensor, dict[str, Any]]] = []
+
+        def pass_through(hidden: torch.Tensor, **arguments: Any) -> torch.Tensor:
+            seen.append((hidden, arguments))
+            return hidden
+
+        with _replaced_forward(self.layers, pass_through):
+            self._base(input_ids=ids_BT.to(self.device), use_cache=False)
+        return Prepared(seen[0][0], tuple(arguments for _, arguments in seen))
+
+    def run_layer(self, number: int, prepared: Prepared, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """The layer's output for these hidden states, [B, T, D]."""
+        out = self.layers[number](hidden_BTD, **prepared.arguments[number])
+        return out[0] if isinstance(out, tuple) else out
+
+    def final_norm(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """The model's last norm, [B, T, D]."""
+        return self._norm(hidden_BTD)
+
+    def loss_sum(self, hidden_BTD: torch.Tensor, targets_BT: torch.Tensor) -> float:
+        """Summed next-token loss in nats of the last layer's output, [B, T - 1] targets."""
+        states = self.final_norm(hidden_BTD)[:, :-1].flatten(0, 1)
+        targets = targets_BT.flatten().to(self.device)
+        head = self.model.get_output_embeddings()
+        rows = max(1, _LOGITS_AT_ONCE // head.weight.shape[0])
+        total = 0.0
+        for part, target in zip(states.split(rows), targets.split(rows), strict=True):
+            losses = nn.functional.cross_entropy(head(part).float(), target, reduction="none")
+            total += float(losses.sum(dtype=torch.float64))
+        return total
+
+
+@contextmanager
+def _replaced_forward(layers: list[nn.Module], forward: Any) -> Iterator[None]:
+    for layer in layers:
+        layer.forward = forward  # shadows the class's method on this instance only
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward

@@ -1,0 +1,160 @@
+"""The scores file: sums in scores.safetensors, what they mean in scores.json.
+
+Everything a selection needs follows from it without the model: all nine aggregations of every
+width axis, the influence of every layer and block, the loss without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import load_file, save_file
+
+from paretron.artifacts.headers import read_header
+from paretron.artifacts.jsonfile import dump, read_object
+from paretron.errors import Code, ParetronError, Problem
+from paretron.importance.statistics import Aggregation, AxisStatistics, aggregate
+
+SCORES_TENSORS = "scores.safetensors"
+SCORES_JSON = "scores.json"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ScoredAxis(_Strict):
+    """One width axis: where it was observed, in the order of its sums, and its units per tap."""
+
+    taps: tuple[str, ...]
+    units: int
+
+
+class DepthLosses(_Strict):
+    """Loss without layers, in nats, on `samples` windows.
+
+    `blocks[n][i]`: without the n layers from the i-th on; `greedy`: (layer, loss) in the order of
+    removal one by one, empty when only blocks were asked for.
+    """
+
+    samples: int
+    baseline: float
+    blocks: Mapping[int, tuple[float, ...]]
+    greedy: tuple[tuple[int, float], ...] = ()
+
+
+class ScoresInfo(_Strict):
+    """scores.json. `influence[n][i]` is 1 - E[cos] over the block of n layers from the i-th on."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    model_type: str
+    sizes: Mapping[str, int]
+    model_identity: str | None  # of the scored model's manifest, where it has one
+    samples: int
+    tokens: int
+    seq_len: int
+    seed: int
+    axes: Mapping[str, ScoredAxis]
+    influence: Mapping[int, tuple[float, ...]]
+    losses: DepthLosses | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Importance of everything in one model; `statistics` has the axes of `info.axes`."""
+
+    info: ScoresInfo
+    statistics: Mapping[str, AxisStatistics]
+
+    def save(self, folder: Path) -> None:
+        """Write both files into an existing folder."""
+        tensors: dict[str, torch.Tensor] = {}
+        for axis, s in self.statistics.items():
+            tensors |= {f"{axis}.sums": s.sums, f"{axis}.squares": s.squares}
+        save_file(tensors, folder / SCORES_TENSORS)
+        dump(folder / SCORES_JSON, self.info.model_dump(mode="json", by_alias=True))
+
+    @classmethod
+    def load(cls, folder: Path) -> Scores:
+        """Read and check a scores folder.
+
+        Errors: INPUT_MISSING, INPUT_CONFIG (scores.json is not what this version writes),
+        INPUT_HEADER, INPUT_SHAPE, INPUT_NONFINITE.
+        """
+        for name in (SCORES_JSON, SCORES_TENSORS):
+            if not (folder / name).is_file():
+                raise ParetronError(
+                    Problem(
+                        Code.INPUT_MISSING,
+                        f"no {name} here",
+                        where=str(folder),
+                        fix="name a folder that `paretron score` wrote",
+                    )
+                )
+        info = _read_info(folder / SCORES_JSON)
+        shapes = {n: e.shape for n, e in read_header(folder / SCORES_TENSORS).items()}
+        expected = {
+            f"{axis}.{part}": (len(a.taps), 3, a.units)
+            for axis, a in info.axes.items()
+            for part in ("sums", "squares")
+        }
+        if shapes != expected:
+            raise _bad(folder / SCORES_TENSORS, Code.INPUT_SHAPE, "does not fit scores.json")
+        tensors = load_file(folder / SCORES_TENSORS)
+        for name, tensor in tensors.items():
+            if tensor.dtype != torch.float64 or not torch.isfinite(tensor).all():
+                raise _bad(folder / SCORES_TENSORS, Code.INPUT_NONFINITE, f"{name} is not finite")
+        statistics = {
+            axis: AxisStatistics(info.samples, tensors[f"{axis}.sums"], tensors[f"{axis}.squares"])
+            for axis in info.axes
+        }
+        return cls(info, statistics)
+
+    def values(
+        self, axis: str, layer: int | None = None, *, batch: Aggregation, sequence: Aggregation
+    ) -> torch.Tensor:
+        """Scores of the units of an axis, fp64 [units].
+
+        Axes: "ffn", "heads" and "kv_heads" in one layer; "hidden" over all norms of all layers,
+        with no layer stated. A KV group counts as the sum of its query heads.
+        """
+        if axis == "hidden":
+            return aggregate(self.statistics[axis], batch=batch, sequence=sequence).sum(0)
+        if layer is None:
+            raise ValueError(f"{axis} is ranked inside a layer: state which")
+        if axis == "kv_heads":
+            heads = self.values("heads", layer, batch=batch, sequence=sequence)
+            return heads.view(self.info.sizes["kv_heads"], -1).sum(1)
+        return aggregate(self.statistics[axis], batch=batch, sequence=sequence)[layer]
+
+    def ranking(
+        self, axis: str, layer: int | None = None, *, batch: Aggregation, sequence: Aggregation
+    ) -> torch.Tensor:
+        """The units of an axis from the most to the least important; equals by lower number."""
+        return rank(self.values(axis, layer, batch=batch, sequence=sequence))
+
+
+def rank(values: torch.Tensor) -> torch.Tensor:
+    """Indices from the highest to the lowest value; equal values by lower index."""
+    return torch.argsort(values, dim=-1, descending=True, stable=True)
+
+
+def _read_info(path: Path) -> ScoresInfo:
+    raw = read_object(path, code=Code.INPUT_CONFIG)
+    try:
+        return ScoresInfo.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise _bad(path, Code.INPUT_CONFIG, f"{key}: {first['msg']}") from error
+
+
+def _bad(path: Path, code: Code, cause: str) -> ParetronError:
+    return ParetronError(
+        Problem(code, cause[:200], where=str(path), fix="run `paretron score` again")
+    )
