@@ -1,0 +1,1 @@
+"""A checkpoint through slices to a smaller one, tensor by tensor, never as a model in memory."""
