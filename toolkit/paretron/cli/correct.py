@@ -1,0 +1,40 @@
+"""`paretron correct`: let a teacher see the distillation text before it teaches."""
+
+from __future__ import annotations
+
+import typer
+
+from paretron.cli import options as o
+
+
+def correct(
+    model: o.ModelFolder,
+    recipe: o.RecipeOption,
+    out: o.Out,
+    set_: o.Overrides = None,
+    overwrite: o.Overwrite = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Train MODEL on a recipe's distillation text by plain language-model loss (paper 2)."""
+    from paretron.cli.progress import Progress
+    from paretron.errors import Code, ParetronError, Problem
+    from paretron.recipe import load_recipe
+    from paretron.run.single import train_alone
+
+    loaded = load_recipe(recipe, overrides=set_ or ())
+    if loaded.correct is None:
+        raise ParetronError(
+            Problem(
+                Code.USAGE,
+                "the recipe has no section `correct`",
+                where=str(recipe),
+                fix="add one, or --set correct.tokens=1.0e8",
+            )
+        )
+    with Progress(None, quiet=quiet) as progress:
+        train_alone(
+            "correct", model, None, loaded, loaded.correct,
+            out=out, overwrite=overwrite, on_event=progress.of("correct"),
+        )  # fmt: skip
+    typer.echo(str(out))

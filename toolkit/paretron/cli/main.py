@@ -1,0 +1,101 @@
+"""The `paretron` command: verbs, exit codes, and how an error looks."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+
+from paretron import __version__
+from paretron.cli import (
+    check,
+    correct,
+    distill,
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    plan,
+    profile,
+    prune,
+    recipes,
+    report,
+    run,
+    score,
+    verify,
+)
+from paretron.cli.output import say_problems
+from paretron.errors import Code, ParetronError, Problem
+
+app = typer.Typer(
+    name="paretron",
+    help="From a pretrained language model to smaller, measured, servable ones.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("run")(run.run)
+app.command("plan")(plan.plan)
+app.command("check")(check.check)
+app.command("inspect")(inspect.inspect)
+app.command("score")(score.score)
+app.command("prune")(prune.prune)
+app.command("correct")(correct.correct)
+app.command("distill")(distill.distill)
+app.command("eval")(evaluate.evaluate)
+app.command("export")(export.export)
+app.command("profile")(profile.profile)
+app.command("report")(report.report)
+app.command("verify")(verify.verify)
+app.command("doctor")(doctor.doctor)
+app.add_typer(recipes.app, name="recipes")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"paretron {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Callbacks that stand before every verb."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 ok, 1 bug, 2 usage, 3 input, 4 resources, 5 gate, 6, 75."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    verbose = "-v" in arguments or "--verbose" in arguments
+    as_json = "--json" in arguments
+    try:
+        result: Any = app(arguments, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except ParetronError as error:
+        if verbose:
+            traceback.print_exc()
+        say_problems(error.problems, as_json=as_json)
+        return error.exit_code
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "paretron"
+        problem = Problem(Code.USAGE, str(error), fix=f"`{command} --help`")
+        say_problems([problem], as_json=as_json)
+        return Code.USAGE.exit
+    except (KeyboardInterrupt, typer.Abort):
+        say_problems([Problem(Code.INTERRUPTED, "stopped on request")], as_json=as_json)
+        return Code.INTERRUPTED.exit
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone
+        return 0

@@ -1,0 +1,45 @@
+"""`paretron run`: one recipe in, measured and servable students out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from paretron.cli import options as o
+
+
+def run(
+    recipe: o.RecipeFile,
+    out: o.RunOut = None,
+    set_: o.Overrides = None,
+    offline: o.Offline = False,
+    overwrite: o.Overwrite = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Run a recipe to its report; again to continue or to reuse what is done."""
+    from paretron.cli.output import say_json
+    from paretron.cli.progress import Progress
+    from paretron.plan.plan import make_plan
+    from paretron.recipe import load_recipe
+    from paretron.run.runner import run_plan
+    from paretron.run.stages import STAGES
+
+    loaded = load_recipe(recipe, overrides=set_ or ())
+    folder = out or Path("runs") / recipe.stem
+    plan = make_plan(loaded, out=folder, offline=offline)
+    with Progress(plan, quiet=quiet or as_json) as progress:
+        report = run_plan(
+            plan,
+            folder,
+            stages=STAGES,
+            offline=offline,
+            overwrite=overwrite,
+            watcher=progress,
+        )
+    if as_json:
+        say_json({"out": str(folder), "report": str(report / "report.html")})
+    else:
+        typer.echo(f"report: {report / 'report.html'}")

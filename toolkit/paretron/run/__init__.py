@@ -1,0 +1,1 @@
+"""Executing a plan: stages with fingerprints, events, reuse and resume."""

@@ -1,0 +1,171 @@
+"""The report stage: what the run's artifacts hold, gathered into report.json and report.html."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from paretron.artifacts.manifest import MANIFEST, Provenance, read_manifest, versions
+from paretron.artifacts.reader import Checkpoint
+from paretron.artifacts.staging import staged
+from paretron.errors import Code, ParetronError, Problem
+from paretron.plan.cost import model_facts
+from paretron.recipe import Recipe
+from paretron.run.measure import PROFILE, kind_of
+from paretron.run.runner import Context
+from paretron_profiling.machine import hardware
+from paretron_profiling.models import TEACHER
+from paretron_profiling.report import write_report as write_page
+
+EVALUATION, METRICS, PARITY = "evaluation.json", "metrics.json", "parity.json"
+
+
+def write_report(context: Context) -> None:
+    """Gather the run's numbers and publish the report."""
+    content = _content(context)
+    with staged(context.out, provenance=context.provenance, overwrite=context.overwrite) as folder:
+        write_page(content, out=folder)
+
+
+def rewrite_report(run: Path) -> Path:
+    """Write report.html anew from a run's report.json and return its folder."""
+    folder = run / "report"
+    if not (folder / "report.json").is_file():
+        raise ParetronError(
+            Problem(
+                Code.INPUT_MISSING,
+                "no report/report.json here",
+                where=str(run),
+                fix="name the folder of a finished `paretron run`",
+            )
+        )
+    manifest = read_manifest(folder)
+    provenance = Provenance(
+        kind=manifest["kind"],
+        parents=manifest["parents"],
+        settings=manifest["settings"],
+        seed=manifest["seed"],
+        stamp=manifest["stamp"],
+        stage=manifest["stage"],
+    )
+    content = _json(folder / "report.json")
+    with staged(folder, provenance=provenance, overwrite=True) as fresh:
+        write_page(content, out=fresh)
+    return folder
+
+
+def _content(context: Context) -> dict[str, Any]:
+    recipe = context.recipe
+    profile = _json(context.folders["profile"] / PROFILE) if "profile" in context.folders else {}
+    names = (TEACHER, *recipe.students)
+    return {
+        "schema": 1,
+        "title": _title(recipe),
+        "stamp": context.provenance.stamp,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": recipe.seed,
+        "models": [_model(name, context, profile) for name in names],
+        "speedup": profile.get("speedup", []),
+        "curves": list(_curves(context)),
+        "hardware": profile.get("hardware") or hardware(),
+        "versions": versions(),
+        "engines": profile.get("engines", {}),
+        "method": profile.get("method", {}),
+        "incomplete": profile.get("incomplete"),
+        "captions": _captions(recipe),
+    }
+
+
+def _title(recipe: Recipe) -> str:
+    given = recipe.teacher.model
+    return f"Students of {Path(given).name}" if given else "Students of a pretrained demo teacher"
+
+
+def _model(name: str, context: Context, profile: Mapping[str, Any]) -> dict[str, Any]:
+    recipe = context.recipe
+    checkpoint = Checkpoint.open(context.checkpoint(name))
+    facts = model_facts(checkpoint.config, dtype=checkpoint.dtype)
+    final = _evaluation(context, name, "final")
+    before = _evaluation(context, name, "uncorrected" if name == TEACHER else "pruned")
+    main = recipe.evaluate.perplexity[0]
+    return {
+        "name": name,
+        "kind": TEACHER if name == TEACHER else kind_of(recipe.students[name]),
+        "params": facts.params,
+        "non_embedding_params": facts.non_embedding_params,
+        "weight_bytes": checkpoint.nbytes,
+        "kv_bytes_per_token": facts.kv_bytes_per_token,
+        "shape": {
+            "layers": facts.sizes["layers"],
+            "hidden": facts.sizes["hidden"],
+            "heads": facts.sizes["kv_heads"] * facts.sizes["q_per_kv"],
+            "kv_heads": facts.sizes["kv_heads"],
+            "ffn": facts.sizes["ffn"],
+        },
+        "loss": {
+            # A teacher is not pruned; what it lost before correction stands in the captions.
+            "pruned": None if name == TEACHER else before.get(main, {}).get("loss"),
+            "final": final.get(main, {}).get("loss"),
+        },
+        "perplexity": {text: numbers["perplexity"] for text, numbers in final.items()},
+        "speed": [
+            {k: v for k, v in m.items() if k != "samples"}
+            for m in profile.get("models", {}).get(name, [])
+        ],
+        "artifacts": list(_artifacts(context, name)),
+    }
+
+
+def _evaluation(context: Context, name: str, which: str) -> dict[str, Any]:
+    folder = context.folders.get(f"evaluation.{name}.{which}")
+    return {} if folder is None else _json(folder / EVALUATION)
+
+
+def _artifacts(context: Context, name: str) -> Iterator[dict[str, Any]]:
+    for role, folder in context.folders.items():
+        if not role.startswith(f"artifact.{name}."):
+            continue
+        checks = _json(folder / PARITY)["checks"] if (folder / PARITY).is_file() else []
+        listed = read_manifest(folder)["files"] if (folder / MANIFEST).is_file() else {}
+        yield {
+            "to": role.rpartition(".")[2],
+            "path": str(folder),
+            "bytes": sum(f["bytes"] for f in listed.values()) or None,
+            "checks": checks,
+        }
+
+
+def _curves(context: Context) -> Iterator[dict[str, Any]]:
+    for role, folder in context.folders.items():
+        if not role.startswith("curve."):
+            continue
+        metrics = _json(folder / METRICS)
+        stage = "correct" if role == "curve.correct" else "distill"
+        model = TEACHER if stage == "correct" else role.removeprefix("curve.")
+        for split, metric in (("train", metrics["objective"]), ("validation", "loss")):
+            points = metrics[split]
+            yield {
+                "model": model,
+                "stage": stage,
+                "metric": metric,
+                "split": split,
+                "tokens": [p["tokens"] for p in points],
+                "values": [p["loss"] for p in points],
+            }
+
+
+def _captions(recipe: Recipe) -> list[str]:
+    main = recipe.evaluate.perplexity[0]
+    said = [f"Losses are mean nats a token on the recipe's {main} text."]
+    trained = f"Each student was distilled on {recipe.distill.tokens:,} tokens"
+    if recipe.correct is not None:
+        trained += f", the teacher corrected on {recipe.correct.tokens:,} tokens before"
+    return [*said, trained + "."]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return content

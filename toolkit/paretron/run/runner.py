@@ -1,0 +1,138 @@
+"""Executing a plan: every stage in order, reused when it is done, resumed when it was cut."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from paretron.artifacts.hub import locate
+from paretron.artifacts.jsonfile import dump
+from paretron.artifacts.manifest import Provenance
+from paretron.artifacts.reader import Checkpoint
+from paretron.artifacts.staging import locked
+from paretron.errors import ParetronError, raise_all
+from paretron.plan.plan import Plan
+from paretron.plan.stages import TEACHER, Stage
+from paretron.recipe import Recipe
+from paretron.run.events import EventLog, OnEvent, Watcher
+from paretron.run.signals import interruptible
+from paretron.run.texts import content_identity
+from paretron.run.workspace import Workspace, fingerprint, is_done
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage gets: the recipe, its inputs' folders, where to write, whom to tell."""
+
+    plan: Plan
+    stage: Stage
+    folders: Mapping[str, Path]  # role -> folder
+    out: Path
+    state: Path
+    provenance: Provenance
+    overwrite: bool
+    on_event: OnEvent
+    places: Mapping[str, Path]  # every earlier stage -> its artifact
+
+    @property
+    def recipe(self) -> Recipe:
+        """The run's recipe."""
+        return self.plan.recipe
+
+    def checkpoint(self, name: str) -> Path:
+        """The finished Hugging Face checkpoint of the teacher or of a student."""
+        corrected = "correct" if "correct" in self.places else TEACHER
+        return self.places[corrected if name == TEACHER else f"{name}.distill"]
+
+
+StageFunction = Callable[[Context], None]
+
+
+def run_plan(
+    plan: Plan,
+    out: Path,
+    *,
+    stages: Mapping[str, StageFunction],
+    offline: bool = False,
+    overwrite: bool = False,
+    stamp: str | None = None,
+    watcher: Watcher | None = None,
+) -> Path:
+    """Execute a plan in the folder `out` and return the report's folder.
+
+    `stages` maps a stage's kind to what does it. A plan with problems raises them all before any
+    work. INTERRUPTED on SIGTERM or Ctrl-C; running again continues.
+    """
+    raise_all(plan.problems)
+    workspace = Workspace(out.absolute())
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    events = EventLog(workspace.root / "events.jsonl", watcher=watcher)
+    with locked(workspace.root / ".lock", what=str(out)), events, interruptible():
+        dump(workspace.root / "plan.json", plan.as_json())
+        dump(workspace.root / "recipe.json", plan.recipe.model_dump(mode="json", by_alias=True))
+        places: dict[str, Path] = {}
+        for stage in plan.stages:
+            if stage.name == TEACHER and plan.recipe.teacher.model is not None:
+                places[stage.name] = _given_teacher(plan, offline=offline)
+                continue
+            _run_stage(plan, stage, places, workspace, events, stages, overwrite, stamp)
+            places[stage.name] = workspace.artifact(stage.name)
+    return workspace.artifact("report")
+
+
+def _run_stage(
+    plan: Plan,
+    stage: Stage,
+    places: Mapping[str, Path],
+    workspace: Workspace,
+    events: EventLog,
+    stages: Mapping[str, StageFunction],
+    overwrite: bool,
+    stamp: str | None,
+) -> None:
+    folders = {role: places[name] for role, name in stage.inputs.items()}
+    identities = {role: workspace.identity_of(folder) for role, folder in folders.items()}
+    wanted = fingerprint(stage, identities, content_identity(stage, plan.recipe))
+    out = workspace.artifact(stage.name)
+    if is_done(out, wanted, overwrite=overwrite):
+        events.emit(stage.name, "reused", {})
+        return
+    events.emit(stage.name, "started", {})
+    state = workspace.state(stage.name)
+    context = Context(
+        plan=plan,
+        stage=stage,
+        folders=folders,
+        out=out,
+        state=state,
+        provenance=Provenance(
+            kind=stage.kind,
+            parents=identities,
+            settings=stage.settings,
+            seed=plan.recipe.seed,
+            stamp=stamp,
+            stage=wanted,
+        ),
+        overwrite=overwrite or stage.name == "report",
+        on_event=events.of(stage.name),
+        places=places,
+    )
+    try:
+        stages[stage.kind](context)
+    except ParetronError as error:
+        fields = {"problems": [p.as_json() for p in error.problems]}
+        events.emit(stage.name, "failed", fields)
+        raise
+    shutil.rmtree(state, ignore_errors=True)
+    events.emit(stage.name, "finished", {})
+
+
+def _given_teacher(plan: Plan, *, offline: bool) -> Path:
+    """The teacher's folder, downloaded if need be at the commit that was planned with."""
+    teacher = plan.recipe.teacher
+    revision = plan.teacher_commit or teacher.revision
+    located = locate(str(teacher.model), revision=revision, offline=offline, weights=True)
+    Checkpoint.open(located.folder)
+    return located.folder

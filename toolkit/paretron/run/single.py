@@ -1,0 +1,90 @@
+"""One stage alone, for the verbs that work on folders instead of a whole run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from paretron.artifacts.manifest import Provenance, identity
+from paretron.artifacts.staging import refuse_existing, refuse_overlap
+from paretron.recipe import Recipe, TextSource, Training
+from paretron.run.events import OnEvent
+from paretron.run.signals import interruptible
+from paretron.run.texts import build_store
+
+
+def provenance_of(
+    kind: str,
+    parents: Mapping[str, Path],
+    settings: Mapping[str, BaseModel],
+    *,
+    seed: int | None = None,
+) -> Provenance:
+    """The provenance of an artifact made by one verb."""
+    return Provenance(
+        kind=kind,
+        parents={role: identity(folder) for role, folder in parents.items()},
+        settings={name: section.model_dump(mode="json") for name, section in settings.items()},
+        seed=seed,
+    )
+
+
+@contextmanager
+def text_store(
+    source: TextSource, *, tokenizer: Path, max_tokens: int | None = None
+) -> Iterator[Path]:
+    """A recipe's text as tokens, in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="paretron-") as folder:
+        store = Path(folder) / "tokens"
+        limit = max_tokens or getattr(source, "tokens", None)
+        build_store(source, store, tokenizer=tokenizer, max_tokens=limit)
+        yield store
+
+
+def train_alone(
+    kind: str,
+    student: Path,
+    teacher: Path | None,
+    recipe: Recipe,
+    settings: Training,
+    *,
+    out: Path,
+    overwrite: bool,
+    on_event: OnEvent,
+) -> None:
+    """Correct or distil one checkpoint; its state lies beside `out` until it is done."""
+    import shutil
+
+    from paretron.distill.stage import train
+
+    parents = {"student": student} | ({"teacher": teacher} if teacher else {})
+    for folder in parents.values():
+        refuse_overlap(out, folder)
+    refuse_existing(out, overwrite=overwrite)
+    texts = recipe.data
+    state = out.parent / f".{out.name}.state"
+    with (
+        interruptible(),
+        text_store(texts.train, tokenizer=student, max_tokens=settings.tokens) as tokens,
+        text_store(texts.validation, tokenizer=student) as validation,
+    ):
+        train(
+            student,
+            tokens,
+            teacher=teacher,
+            settings=settings,
+            seq_len=texts.train.seq_len,
+            validation_tokens=validation,
+            validation_seq_len=texts.validation.seq_len,
+            seed=recipe.seed,
+            out=out,
+            state=state,
+            provenance=provenance_of(kind, parents, {kind: settings}, seed=recipe.seed),
+            overwrite=overwrite,
+            on_event=on_event,
+        )
+    shutil.rmtree(state, ignore_errors=True)

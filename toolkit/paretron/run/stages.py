@@ -1,0 +1,169 @@
+"""What does each kind of stage: every function reads its inputs and publishes one artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paretron.artifacts.staging import staged
+from paretron.families import sizes
+from paretron.plan.shapes import student_sizes
+from paretron.plugins import EXPORTERS, find_plugin
+from paretron.recipe import Correct, Distill
+from paretron.run.runner import Context, StageFunction
+
+
+def teacher(context: Context) -> None:
+    """A teacher trained from scratch, kept in the user's cache for the next run."""
+    from paretron.run.pretrain import pretrained_teacher
+
+    pretrained_teacher(context)
+
+
+def data(context: Context) -> None:
+    """The recipe's three texts as tokens, by the teacher's tokenizer."""
+    from paretron.run.texts import build_store
+
+    recipe = context.recipe
+    limits = {"train": recipe.data.train.tokens or recipe.distill.tokens}
+    with staged(context.out, provenance=context.provenance, overwrite=context.overwrite) as folder:
+        for name, source in recipe.data:
+            context.on_event("note", {"message": f"tokenising {name}"})
+            limit = limits.get(name) or getattr(source, "tokens", None)
+            build_store(
+                source, folder / name, tokenizer=context.folders["tokenizer"], max_tokens=limit
+            )
+
+
+def correct(context: Context) -> None:
+    """Teacher correction: the distillation loop with plain language-model loss."""
+    section = context.recipe.correct
+    if section is None:
+        raise ValueError("a correct stage without a correct section")
+    _train(context, section, teacher=None)
+
+
+def distill(context: Context) -> None:
+    """A student trained against its teacher's logits."""
+    _train(context, context.recipe.distill, teacher=context.folders["teacher"])
+
+
+def _train(context: Context, section: Correct | Distill, *, teacher: Path | None) -> None:
+    from paretron.distill.stage import train
+
+    texts = context.recipe.data
+    train(
+        context.folders["student"],
+        context.folders["data"] / "train",
+        teacher=teacher,
+        settings=section,
+        seq_len=texts.train.seq_len,
+        validation_tokens=context.folders["data"] / "validation",
+        validation_seq_len=texts.validation.seq_len,
+        seed=context.recipe.seed,
+        out=context.out,
+        state=context.state,
+        provenance=context.provenance,
+        overwrite=context.overwrite,
+        on_event=context.on_event,
+    )
+
+
+def score(context: Context) -> None:
+    """Importance of every axis, and what removing layers costs."""
+    from paretron.importance.stage import score_model
+
+    score_model(
+        context.folders["model"],
+        context.folders["data"] / "calibration",
+        score=context.recipe.score,
+        calibration_settings=context.recipe.data.calibration,
+        block_sizes=tuple(context.stage.settings["block_sizes"]),
+        seed=context.recipe.seed,
+        out=context.out,
+        provenance=context.provenance,
+        overwrite=context.overwrite,
+        on_event=context.on_event,
+    )
+
+
+def prune(context: Context) -> None:
+    """One student's shape cut out of the teacher, and seen to load."""
+    from paretron.artifacts.config import family_and_config
+    from paretron.surgery.prune import prune as prune_checkpoint
+
+    family, config = family_and_config(context.folders["model"])
+    target = context.recipe.students[str(context.stage.student)]
+    prune_checkpoint(
+        context.folders["model"],
+        context.folders["scores"],
+        sizes=student_sizes(sizes(family, config), target),
+        prune=context.recipe.prune,
+        score=context.recipe.score,
+        out=context.out,
+        provenance=context.provenance,
+        overwrite=context.overwrite,
+        on_event=context.on_event,
+    )
+
+
+def evaluate(context: Context) -> None:
+    """Loss and perplexity on the held-out texts that the recipe names."""
+    from paretron.evaluate.perplexity import evaluate_model
+
+    texts = dict(context.recipe.data)
+    evaluate_model(
+        context.folders["model"],
+        {
+            name: (context.folders["data"] / name, texts[name].seq_len)
+            for name in context.recipe.evaluate.perplexity
+        },
+        settings=context.recipe.evaluate,
+        out=context.out,
+        provenance=context.provenance,
+        overwrite=context.overwrite,
+        on_event=context.on_event,
+    )
+
+
+def export(context: Context) -> None:
+    """One export, published only when its gates pass."""
+    wanted: Mapping[str, Any] = context.stage.settings["export"]
+    settings = next(e for e in context.recipe.export if e.model_dump(mode="json") == wanted)
+    find_plugin(EXPORTERS, settings.to, where="export").export(
+        context.folders["model"],
+        export=settings,
+        out=context.out,
+        provenance=context.provenance,
+        overwrite=context.overwrite,
+        on_event=context.on_event,
+    )
+
+
+def profile(context: Context) -> None:
+    """Measured speed of teacher and students on every engine."""
+    from paretron.run.measure import profile_run
+
+    profile_run(context)
+
+
+def report(context: Context) -> None:
+    """What the run made and measured, as report.json and report.html."""
+    from paretron.run.reporting import write_report
+
+    write_report(context)
+
+
+STAGES: Mapping[str, StageFunction] = {
+    "teacher": teacher,
+    "data": data,
+    "correct": correct,
+    "score": score,
+    "prune": prune,
+    "distill": distill,
+    "evaluate": evaluate,
+    "export": export,
+    "profile": profile,
+    "report": report,
+}

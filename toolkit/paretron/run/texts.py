@@ -1,0 +1,47 @@
+"""A recipe's texts: their identity for fingerprints, and their tokens on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paretron.data.sources import content_sha256, read_documents
+from paretron.plan.stages import Stage
+from paretron.recipe import Recipe, TextSource
+
+
+def content_identity(stage: Stage, recipe: Recipe) -> str | None:
+    """One hash over the texts that a stage reads itself; None for a stage that reads none."""
+    if stage.kind == "data":
+        sources: list[TextSource] = [source for _, source in recipe.data]
+    elif stage.kind == "teacher" and recipe.teacher.pretrain is not None:
+        sources = [recipe.teacher.pretrain.data]
+    else:
+        return None
+    return "+".join(content_sha256(source)[:16] for source in sources)
+
+
+def build_store(
+    source: TextSource, folder: Path, *, tokenizer: Path, max_tokens: int | None
+) -> None:
+    """Tokenise a text into a store at `folder`, documents separated by the end-of-text token."""
+    from paretron.artifacts.models import load_tokenizer
+    from paretron.data.tokens import build_token_store
+    from paretron.errors import Code, ParetronError, Problem
+
+    loaded = load_tokenizer(tokenizer)
+    if loaded.eos_token_id is None:
+        raise ParetronError(
+            Problem(
+                Code.INPUT_TOKENIZER,
+                "the tokenizer has no end-of-text token to separate documents",
+                where=str(tokenizer / "tokenizer_config.json"),
+                fix="set eos_token",
+            )
+        )
+    build_token_store(
+        read_documents(source),
+        loaded,
+        folder,
+        eos_token_id=loaded.eos_token_id,
+        max_tokens=max_tokens,
+    )

@@ -1,0 +1,121 @@
+"""A run's folder: one artifact a stage, known again by its fingerprint.
+
+RUN/recipe.yaml plan.json events.jsonl inputs.json
+RUN/stages/NAME/       a stage's artifact, absent or complete
+RUN/state/NAME/        what an interrupted stage resumes from
+RUN/report/            report.html, report.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paretron import __version__
+from paretron.artifacts.jsonfile import dump
+from paretron.artifacts.manifest import MANIFEST, identity, read_manifest
+from paretron.errors import Code, ParetronError, Problem
+from paretron.plan.stages import Stage
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder of one run."""
+
+    root: Path
+
+    def artifact(self, stage: str) -> Path:
+        """Where a stage's artifact stands when it is done; the report lies where people look."""
+        return self.root / stage if stage == "report" else self.root / "stages" / stage
+
+    def state(self, stage: str) -> Path:
+        """Where a stage keeps what it resumes from."""
+        return self.root / "state" / stage
+
+    def identity_of(self, folder: Path) -> str:
+        """The identity of an artifact, or of a folder from outside, whose hash is remembered.
+
+        A folder that we did not write is hashed once and known again by sizes and times.
+        """
+        if (folder / MANIFEST).is_file():
+            return identity(folder)
+        seen = {
+            str(p): [p.stat().st_size, p.stat().st_mtime_ns]
+            for p in sorted(folder.iterdir())
+            if p.is_file()
+        }
+        memory = self.root / "inputs.json"
+        known: dict[str, Any] = json.loads(memory.read_text()) if memory.is_file() else {}
+        entry = known.get(str(folder))
+        if entry is None or entry["seen"] != seen:
+            entry = known[str(folder)] = {"seen": seen, "identity": identity(folder)}
+            self.root.mkdir(parents=True, exist_ok=True)
+            dump(memory, known)
+        return str(entry["identity"])
+
+
+def fingerprint(stage: Stage, inputs: Mapping[str, str], content: str | None) -> dict[str, Any]:
+    """What a stage's result depends on: its settings, its inputs' identities, the code's version.
+
+    `content` is the identity of texts that the settings only name.
+    """
+    return {
+        "settings": dict(stage.settings),
+        "inputs": dict(inputs),
+        "content": content,
+        "code": __version__,
+    }
+
+
+def is_done(folder: Path, wanted: Mapping[str, Any], *, overwrite: bool) -> bool:
+    """Whether a stage's artifact is there and matches; RUN_MISMATCH naming what differs.
+
+    With `overwrite` a stage that differs is to be made again instead.
+    """
+    if not (folder / MANIFEST).is_file():
+        return False
+    manifest = read_manifest(folder)
+    for name, entry in manifest["files"].items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != entry["bytes"]:
+            raise ParetronError(
+                Problem(
+                    Code.INPUT_MANIFEST,
+                    "absent, or not of the size that was written",
+                    where=str(file),
+                    fix="remove the stage's folder and run again",
+                )
+            )
+    differing = differences(manifest["stage"], wanted)
+    if not differing:
+        return True
+    if overwrite:
+        return False
+    raise ParetronError(
+        Problem(
+            Code.RUN_MISMATCH,
+            "made by another recipe, input or version: " + "; ".join(differing[:8]),
+            where=str(folder),
+            fix="name another --out, or add --overwrite to make again what differs",
+        )
+    )
+
+
+def differences(before: Any, now: Any, *, at: str = "") -> list[str]:
+    """The fields in which two fingerprints differ, as `path: before -> now`."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        found = []
+        for key in sorted({*before, *now}):
+            path = f"{at}.{key}" if at else str(key)
+            found += differences(before.get(key), now.get(key), at=path)
+        return found
+    if _plain(before) == _plain(now):
+        return []
+    return [f"{at}: {str(before)[:40]} -> {str(now)[:40]}"]
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
