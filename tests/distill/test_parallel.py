@@ -1,0 +1,129 @@
+"""Two real gloo processes against one, and what happens when they are stopped or killed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from makers import PicoMaker
+from paretron.artifacts.manifest import verify
+from paretron.distill.stage import train
+from paretron.errors import Code, ParetronError
+
+Arguments = Callable[..., dict[str, Any]]
+SCRIPT = Path(__file__).with_name("two_ranks.py")
+
+
+def two_ranks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("two_ranks", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def close(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-7)
+
+
+def test_two_processes_equal_one_with_unequal_valid_tokens(
+    pico: PicoMaker, tokens: Path, tmp_path: Path
+) -> None:
+    pico("llama", name="student", seed=1, hidden_size=48, num_hidden_layers=2)
+    pico("qwen3", name="tied", hidden_size=48, num_hidden_layers=2, tie_word_embeddings=True)
+    pico("llama", name="teacher", seed=2, num_hidden_layers=2)
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    script = two_ranks()
+    script.main(tmp_path, one)
+    subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            str(SCRIPT), str(tmp_path), str(two),
+        ],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+    )  # fmt: skip
+    for name in script.CASES:
+        alone = json.loads((one / f"{name}.json").read_text())
+        shared = json.loads((two / f"{name}.json").read_text())
+        for split, keys in (("train", ("loss", "grad_norm", "lr")), ("validation", ("loss",))):
+            assert len(alone[split]) == len(shared[split]) > 0
+            for a, b in zip(alone[split], shared[split], strict=True):
+                assert all(close(a[k], b[k]) for k in keys), (name, split, a, b)
+        weights = load_file(two / f"{name}.safetensors")
+        for key, weight in load_file(one / f"{name}.safetensors").items():
+            assert float((weight - weights[key]).abs().max()) < 2e-5, (name, key)
+
+
+def workers() -> list[psutil.Process]:
+    """The training processes below this one."""
+    below = psutil.Process().children(recursive=True)
+    return [p for p in below if "paretron.distill.worker" in " ".join(p.cmdline())]
+
+
+def test_stopped_killed_and_resumed_two_processes_end_where_undisturbed_ones_do(
+    arguments: Arguments,
+) -> None:
+    heard: list[str] = []
+    given = arguments(steps=60, processes=2, micro_batch=2, checkpoint_every=10, eval_every=25)
+    whole = given | {"on_event": lambda kind, fields: heard.append(kind)}
+    train(**whole)
+    assert heard.count("step") == 60
+    alone = json.loads((given["out"] / "metrics.json").read_text())
+
+    parts = given | {
+        "out": given["out"].with_name("parts"),
+        "state": given["state"].with_name("parts-state"),
+    }
+
+    def at_step(step: int, action: Callable[[], None]) -> Callable[..., None]:
+        def hear(kind: str, fields: Mapping[str, object]) -> None:
+            if kind == "step" and fields["step"] == step:
+                action()
+
+        return hear
+
+    def stop() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(ParetronError) as caught:
+        train(**parts | {"on_event": at_step(5, stop)})
+    assert caught.value.problems[0].code is Code.INTERRUPTED
+    assert len(caught.value.problems) == 1
+    assert not workers()
+    (saved,) = parts["state"].glob("step-*")
+    verify(saved)
+
+    def kill_one() -> None:
+        [p.kill() for p in workers() if p.environ().get("RANK") == "1"]
+
+    with pytest.raises(ParetronError) as caught:
+        train(**parts | {"on_event": at_step(23, kill_one)})
+    assert caught.value.problems[0].code is Code.DEVICE
+    assert "signal" in caught.value.problems[0].cause.lower()
+    assert not workers()
+    assert not parts["out"].exists()
+    verify(parts["state"] / "step-000020")
+
+    train(**parts)
+    resumed = json.loads((parts["out"] / "metrics.json").read_text())
+    assert resumed == alone
+    assert verify(parts["out"])["files"] == verify(given["out"])["files"]
+    assert not workers()

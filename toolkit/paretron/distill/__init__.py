@@ -1,0 +1,1 @@
+"""Training a student: losses, the fused linear loss, the loop, parallelism, resumable state."""

@@ -1,0 +1,70 @@
+"""Windows of a token store as batches of input and label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from paretron.data.store import TokenStore
+from paretron.distill.losses import IGNORE
+from paretron.errors import Code, ParetronError, Problem
+
+
+@dataclass(frozen=True)
+class Batch:
+    """input_ids and labels [batch, seq]: a position's label is the token that comes next."""
+
+    input_ids: Tensor
+    labels: Tensor
+
+    @property
+    def valid(self) -> int:
+        """How many positions count."""
+        return int((self.labels != IGNORE).sum())
+
+    def split(self, micro_batch: int) -> list[Batch]:
+        """The same in parts of `micro_batch` windows."""
+        parts = zip(self.input_ids.split(micro_batch), self.labels.split(micro_batch), strict=True)
+        return [Batch(ids, labels) for ids, labels in parts]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(
+            self.input_ids.to(device, non_blocking=True), self.labels.to(device, non_blocking=True)
+        )
+
+    def ignored(self) -> Batch:
+        """The same windows, of which nothing counts: for a process that has run out of data."""
+        return Batch(self.input_ids, torch.full_like(self.labels, IGNORE))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A token store seen as numbered windows of `seq_len` tokens, for a model of `vocab_size`."""
+
+    store: TokenStore
+    seq_len: int
+    vocab_size: int
+
+    def __len__(self) -> int:
+        return self.store.windows(self.seq_len)
+
+    def batch(self, window_ids: Sequence[int]) -> Batch:
+        """These windows as one batch; INPUT_TOKENIZER when a token is not in the vocabulary."""
+        input_ids = torch.stack([self.store.window(i, self.seq_len) for i in window_ids])
+        largest = int(input_ids.max())
+        if largest >= self.vocab_size:
+            raise ParetronError(
+                Problem(
+                    Code.INPUT_TOKENIZER,
+                    f"the text holds token {largest}, the model knows {self.vocab_size}",
+                    where=str(self.store.folder),
+                    fix="tokenise the text with the model's own tokenizer",
+                )
+            )
+        labels = torch.full_like(input_ids, IGNORE)
+        labels[:, :-1] = input_ids[:, 1:]  # what follows a window's last token is not in it
+        return Batch(input_ids, labels)

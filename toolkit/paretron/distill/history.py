@@ -1,0 +1,36 @@
+"""What a training has measured so far; it travels in checkpoints, so a resumed curve is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class History:
+    """Curves as points: the training loss of every step, the validation loss now and then."""
+
+    train: list[dict[str, float]] = field(default_factory=list)
+    validation: list[dict[str, float]] = field(default_factory=list)
+
+    def add_step(self, *, tokens: int, loss: float, lr: float, grad_norm: float) -> None:
+        """Append one training step; `tokens` counts all that were seen up to its end."""
+        self.train.append({"tokens": tokens, "loss": loss, "lr": lr, "grad_norm": grad_norm})
+
+    def add_validation(self, *, tokens: int, loss: float) -> None:
+        """Append one validation loss, in nats a token."""
+        self.validation.append({"tokens": tokens, "loss": loss})
+
+    def validated(self, tokens: int) -> bool:
+        """Whether the validation loss after this many tokens is known."""
+        return bool(self.validation) and self.validation[-1]["tokens"] == tokens
+
+    def as_json(self) -> dict[str, Any]:
+        """The form in metrics.json and in checkpoints."""
+        return {"train": self.train, "validation": self.validation}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> History:
+        """The inverse of `as_json`."""
+        return cls(train=value["train"], validation=value["validation"])

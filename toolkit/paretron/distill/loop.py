@@ -1,0 +1,238 @@
+"""The training loop, in the order in which it runs.
+
+Everything random is decided by (seed, step): a resumed training goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from paretron.artifacts.jsonfile import dump
+from paretron.data.order import batch_window_ids
+from paretron.distill.batches import Batch, Windows
+from paretron.distill.history import History
+from paretron.distill.job import OnEvent
+from paretron.distill.objective import Objective, Teacher
+from paretron.distill.parallel import World, whole
+from paretron.distill.schedule import learning_rate, num_steps
+from paretron.distill.state import StateFolder, training_tensors
+from paretron.distill.stop import StopRequest
+from paretron.distill.validate import validation_loss
+from paretron.errors import Code, ParetronError, Problem
+from paretron.recipe import Pretrain, Training
+
+
+@dataclass
+class Trainer:
+    """One training from its newest checkpoint to its last step."""
+
+    objective: Objective
+    teacher: Teacher | None
+    train_windows: Windows
+    validation_windows: Windows | None
+    settings: Training
+    seed: int
+    world: World
+    state: StateFolder
+    stop: StopRequest
+    on_event: OnEvent
+    step: int = 0
+    history: History = field(default_factory=History)
+
+    def __post_init__(self) -> None:
+        self.steps = num_steps(self.settings, seq_len=self.train_windows.seq_len)
+        self.tokens_per_step = self.settings.global_batch * self.train_windows.seq_len
+        self.optimizer = adamw(self.objective, self.settings)
+        self.first_step = self.saved_step = 0
+        self.seconds = 0.0  # spent in the steps of this process, for the rate shown
+
+    def run(self) -> History:
+        """Train to the last step and return the curves.
+
+        Errors: GATE_NONFINITE, INTERRUPTED (after saving), RUN_MISMATCH, INPUT_MANIFEST, DISK.
+        """
+        self.resume()
+        while True:
+            self.validate_if_due()
+            if self.step == self.steps:
+                break
+            self.stop_if_asked()
+            self.train_step()
+            if self.step % self.settings.checkpoint_every == 0:
+                self.save()
+        self.save()  # a process that dies while the result is written need not train again
+        return self.history
+
+    def resume(self) -> None:
+        """Continue from the newest intact checkpoint, where there is one."""
+        tensors = training_tensors(self.objective.student, self.optimizer, step=0)
+        self.step, self.history = self.state.resume(tensors)
+        training_tensors(self.objective.student, self.optimizer, step=self.step)
+        self.first_step = self.saved_step = self.step
+        if self.step:
+            self.on_event("note", {"message": f"resumed after step {self.step} of {self.steps}"})
+
+    def train_step(self) -> None:
+        """Batch, forward and backward, check, clip, update, report."""
+        started = time.perf_counter()
+        window_ids = self.window_ids()
+        batch = self.local_batch(window_ids)
+        (valid,) = self.world.total(batch.valid)
+        micro_losses = [
+            self.forward_backward(part, normaliser=valid)
+            for part in batch.split(self.settings.micro_batch)
+        ]
+        grad_norm = self.clip()
+        loss, norm = torch.stack([torch.stack(micro_losses).sum(), grad_norm.double()]).tolist()
+        (loss,) = self.world.total(loss)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self.not_finite(window_ids, loss, norm)
+        lr = self.update()
+        self.seconds += time.perf_counter() - started
+        self.report(loss=loss, lr=lr, grad_norm=norm)
+
+    def window_ids(self) -> list[int]:
+        """The windows of this step, over all processes."""
+        return batch_window_ids(
+            self.step,
+            global_batch=self.settings.global_batch,
+            num_windows=len(self.train_windows),
+            seed=self.seed,
+        )
+
+    def local_batch(self, window_ids: list[int]) -> Batch:
+        """This process's share of the step's windows: as many as every other process has."""
+        share = len(window_ids) // self.world.size
+        mine = window_ids[self.world.rank * share : (self.world.rank + 1) * share]
+        return self.train_windows.batch(mine)
+
+    def forward_backward(self, batch: Batch, *, normaliser: float) -> Tensor:
+        """Add a micro-batch's gradients; its part of the step's loss."""
+        batch = batch.to(self.world.device)
+        with self.autocast():
+            teacher = self.teacher.states(batch.input_ids) if self.teacher else None
+            loss: Tensor = self.objective(batch.input_ids, batch.labels, teacher, normaliser)
+        loss.backward()
+        return loss.detach()
+
+    def clip(self) -> Tensor:
+        """Scale the gradient down to the allowed norm; the norm before that."""
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.settings.clip)
+        return whole(norm)
+
+    def update(self) -> float:
+        """One step of AdamW at this step's learning rate, which is returned."""
+        lr = learning_rate(
+            self.step,
+            steps=self.steps,
+            peak=self.settings.lr,
+            floor=self.settings.min_lr,
+            warmup_steps=self.settings.warmup_steps,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return lr
+
+    def report(self, *, loss: float, lr: float, grad_norm: float) -> None:
+        """Append to the curves and tell who watches."""
+        tokens = self.step * self.tokens_per_step
+        total = self.steps * self.tokens_per_step
+        self.history.add_step(tokens=tokens, loss=loss, lr=lr, grad_norm=grad_norm)
+        rate = (self.step - self.first_step) * self.tokens_per_step / self.seconds
+        self.on_event("progress", {"done": tokens, "total": total, "unit": "tokens"})
+        self.on_event(
+            "step",
+            {
+                "step": self.step, "steps": self.steps, "tokens": tokens, "loss": loss,
+                "tokens_per_s": rate, "eta_s": (total - tokens) / rate,
+                "lr": lr, "grad_norm": grad_norm,
+            },
+        )  # fmt: skip
+
+    def validate_if_due(self) -> None:
+        """Measure the validation loss at the start, every `eval_every` steps and at the end."""
+        tokens = self.step * self.tokens_per_step
+        due = self.step % self.settings.eval_every == 0 or self.step == self.steps
+        if self.step == 0 and isinstance(self.settings, Pretrain):
+            due = False  # random weights: the logarithm of the vocabulary, as everybody knows
+        if self.validation_windows is None or not due or self.history.validated(tokens):
+            return
+        with self.autocast():
+            loss = validation_loss(
+                self.objective,
+                self.validation_windows,
+                micro_batch=self.settings.micro_batch,
+                world=self.world,
+            )
+        self.history.add_validation(tokens=tokens, loss=loss)
+        self.on_event("eval", {"step": self.step, "tokens": tokens, "loss": loss})
+
+    def stop_if_asked(self) -> None:
+        """Save and raise INTERRUPTED when any process was asked to stop."""
+        (asked,) = self.world.total(float(self.stop.made))
+        if not asked:
+            return
+        self.save()
+        raise ParetronError(
+            Problem(
+                Code.INTERRUPTED,
+                f"stopped on request; {self.step} of {self.steps} steps are saved",
+                where=str(self.state.folder),
+                fix="run the same command again to go on",
+            )
+        )
+
+    def save(self) -> None:
+        """Publish a checkpoint of this step, unless it is there."""
+        if self.saved_step == self.step:
+            return
+        tensors = training_tensors(self.objective.student, self.optimizer, step=self.step)
+        self.state.save(self.step, tensors, self.history)
+        self.saved_step = self.step
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """bf16 arithmetic over fp32 weights; a sharded student casts by its own policy."""
+        enabled = self.settings.dtype == "bfloat16" and self.world.mesh is None
+        return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def not_finite(self, window_ids: list[int], loss: float, norm: float) -> ParetronError:
+        """GATE_NONFINITE, with the batch on record; weights and checkpoints were not touched."""
+        record = self.state.folder / f"nonfinite-step-{self.step + 1:06d}.json"
+        if self.world.leads:
+            facts = {
+                "step": self.step + 1,
+                "loss": str(loss),
+                "grad_norm": str(norm),
+                "window_ids": window_ids,
+                "seq_len": self.train_windows.seq_len,
+                "store": str(self.train_windows.store.folder),
+            }
+            dump(record, facts)
+        return ParetronError(
+            Problem(
+                Code.GATE_NONFINITE,
+                f"step {self.step + 1}: loss {loss}, gradient norm {norm}; the last checkpoint "
+                f"is of step {self.saved_step}",
+                where=str(record),
+                fix="a lower lr or a longer warm-up; the file names the windows of this batch",
+            )
+        )
+
+
+def adamw(objective: nn.Module, settings: Training) -> torch.optim.AdamW:
+    """AdamW whose weight decay spares norms and biases: only matrices shrink."""
+    parameters = list(objective.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, settings.beta2), fused=True)

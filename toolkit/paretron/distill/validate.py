@@ -1,0 +1,27 @@
+"""The language-model loss on held-out windows while a student trains."""
+
+from __future__ import annotations
+
+import torch
+
+from paretron.distill.batches import Windows
+from paretron.distill.objective import Objective
+from paretron.distill.parallel import World
+
+
+@torch.no_grad()
+def validation_loss(
+    objective: Objective, windows: Windows, *, micro_batch: int, world: World
+) -> float:
+    """Mean cross entropy in nats a token over all windows, shared among the processes."""
+    loss, valid = 0.0, 0
+    for start in range(0, len(windows), micro_batch * world.size):
+        first = start + world.rank * micro_batch
+        ids = range(first, min(first + micro_batch, len(windows)))
+        # Sharded layers are gathered together, so a process without windows runs along.
+        batch = windows.batch(ids) if ids else windows.batch([0]).ignored()
+        valid += batch.valid
+        batch = batch.to(world.device)
+        loss += float(objective(batch.input_ids, batch.labels, None, 1.0))
+    total_loss, total_valid = world.total(loss, valid)
+    return total_loss / total_valid
