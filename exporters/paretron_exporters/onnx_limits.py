@@ -1,0 +1,110 @@
+"""What the ONNX model builder gets right, what it must be told, and what it cannot do.
+
+It reads some configs wrongly and says nothing: each line here was found by trying, and is held by
+a test. The gates would catch them too, but only after hours of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from paretron.artifacts.config import servable_config
+from paretron.errors import Code, ParetronError, Problem
+from paretron.families import expected_tensors, family_of, sizes
+from paretron.recipe import Export
+
+# The ways of scaling rotary embeddings that come out right, by family.
+ROPE_TYPES: Mapping[str, tuple[str, ...]] = {
+    "llama": ("default", "linear", "llama3"),
+    "mistral": ("default", "linear", "llama3"),
+    "qwen2": ("default", "linear", "llama3"),
+    "qwen3": ("default", "linear"),
+    "nemotron": ("default",),
+}
+DTYPES = ("float32",)
+ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2")
+# Its Llama class ignores "linear"; its Mistral and Qwen2 classes do not know "llama3". But for that
+# the three are the same.
+_OTHER_CLASS = {
+    ("llama", "linear"): "MistralForCausalLM",
+    ("mistral", "llama3"): "LlamaForCausalLM",
+    ("qwen2", "llama3"): "LlamaForCausalLM",
+}
+_MULTIPLE = 16  # of the attention kernel, for head_dim and the channels it rotates
+# What transformers takes when a config does not say.
+_MISTRAL_WINDOW = 4096
+_NEMOTRON_ROTARY = 0.5
+
+
+def builder_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the builder is told instead of config.json, so that it makes what transformers does."""
+    # In float32 from the start: it would add Nemotron's 1 to norm weights in 16 bits.
+    told = servable_config(config, dtype="float32")
+    case = (told["model_type"], told["rope_parameters"]["rope_type"])
+    told["architectures"] = [_OTHER_CLASS.get(case, told["architectures"][0])]
+    if told["model_type"] == "nemotron":
+        # It knows one spelling of epsilon only, and assumes 1e-6 otherwise.
+        told["rms_norm_eps"] = told.get("norm_eps", 1e-5)
+        told.setdefault("partial_rotary_factor", _NEMOTRON_ROTARY)
+    if told["model_type"] == "mistral":
+        window = told.get("sliding_window", _MISTRAL_WINDOW)
+        if window is not None and window < told["max_position_embeddings"]:
+            # It takes layers for full ones, whatever the window, unless each is named.
+            told["layer_types"] = ["sliding_attention"] * told["num_hidden_layers"]
+        else:
+            told["sliding_window"] = None
+    return told
+
+
+def unsupported(config: Mapping[str, Any], export: Export) -> list[Problem]:
+    """Every reason why the builder cannot export a model with this config.json."""
+    family = family_of(config).model_type
+    pairs = f"supported: {', '.join(ROPE_TYPES)} in {', '.join(DTYPES)}"
+    if family not in ROPE_TYPES:
+        return [Problem(Code.UNSUPPORTED, f"onnx cannot export the family {family}", fix=pairs)]
+    try:
+        servable = servable_config(config, dtype="float32")
+    except ParetronError as error:
+        return list(error.problems)
+    found = [*_dtype(export, pairs), *_computation(family, servable), *_shape(family, servable)]
+    return [Problem(Code.UNSUPPORTED, cause, fix=fix) for cause, fix in found]
+
+
+def _dtype(export: Export, pairs: str) -> Iterator[tuple[str, str]]:
+    if export.dtype not in (None, *DTYPES):
+        yield f"onnx cannot export {export.dtype}", pairs
+
+
+def _computation(family: str, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    rope_type = config["rope_parameters"]["rope_type"]
+    if rope_type not in ROPE_TYPES[family]:
+        allowed = f"supported for {family}: {', '.join(ROPE_TYPES[family])}"
+        yield f"onnx cannot export the rope type {str(rope_type)[:40]!r}", allowed
+    activation = config.get("hidden_act", "silu")
+    if activation not in ACTIVATIONS:
+        allowed = f"supported: {', '.join(ACTIVATIONS)}"
+        yield f"onnx cannot export the activation {str(activation)[:40]!r}", allowed
+    if family == "nemotron" and config.get("mlp_bias"):
+        yield "onnx would lose the biases of nemotron's MLP", "a model without mlp_bias"
+
+
+def _shape(family: str, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    size = sizes(family_of(config), config)
+    head_dim = size["head_dim"]
+    if head_dim % _MULTIPLE:
+        yield f"onnx cannot export head_dim {head_dim}", f"a multiple of {_MULTIPLE}"
+    default = _NEMOTRON_ROTARY if family == "nemotron" else 1.0
+    rotated = int(head_dim * config["rope_parameters"].get("partial_rotary_factor", default))
+    if rotated % _MULTIPLE:
+        cause = f"onnx cannot rotate {rotated} of {head_dim} channels"
+        yield cause, f"a multiple of {_MULTIPLE}"
+    one_layer = dict(config) | {"num_hidden_layers": 1}
+    for name, shape in expected_tensors(family_of(config), one_layer).items():
+        if ".layers." in name and len(shape) == 2 and shape[0] == size["vocab"]:
+            part = name.removeprefix("model.layers.0.").removesuffix(".weight")
+            yield (
+                f"{part} has as many rows as the vocabulary ({shape[0]}), and the ONNX builder "
+                "would take it for the output head",
+                "another size of that axis",
+            )
