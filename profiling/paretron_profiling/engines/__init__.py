@@ -1,0 +1,1 @@
+"""Serving engines, one file each, found through the entry-point group `paretron.engines`."""

@@ -1,0 +1,122 @@
+"""What an engine is to the profiler, so that a third party can add one.
+
+An engine is an object registered under the entry-point group `paretron.engines`; it imports its
+third-party package only when used.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from paretron.errors import Code, Problem
+from paretron.recipe import Engine as EngineSettings
+from paretron_profiling.schema import Sample
+
+__all__ = [
+    "Engine",
+    "EngineSettings",
+    "Limits",
+    "Session",
+    "compute_dtype",
+    "missing_or_old",
+    "own_process_only",
+    "release",
+]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest load a session will see; engines reserve their KV cache by it."""
+
+    batch: int
+    context_len: int
+    kv_bytes: int
+
+
+class Session(Protocol):
+    """A loaded model that generates greedily."""
+
+    @property
+    def about(self) -> Mapping[str, str]:
+        """What the engine runs with: version, device, dtype, threads, mode."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], output_len: int) -> Sample:
+        """Send all prompts [batch][input_len] at once and decode output_len tokens each.
+
+        Greedy, never ended by an end-of-sequence token. The sample carries times and tokens.
+        ParetronError(ENGINE) when the engine fails.
+        """
+
+
+class Engine(Protocol):
+    """A way to run a model."""
+
+    @property
+    def name(self) -> str:
+        """The name in recipes."""
+
+    @property
+    def wants(self) -> str:
+        """The kind of export it runs: "hf" or "onnx"."""
+
+    @property
+    def session_bytes(self) -> int:
+        """Memory that one session takes besides weights and KV cache, roughly."""
+
+    def check(self, settings: EngineSettings) -> list[Problem]:
+        """What would keep the engine from running, found without loading it (under a second)."""
+
+    def open(
+        self, model_dir: Path, *, settings: EngineSettings, limits: Limits
+    ) -> AbstractContextManager[Session]:
+        """Load a model; leaving the context frees it. ParetronError(ENGINE) when it fails."""
+
+
+def compute_dtype(model_dir: Path, *, settings: EngineSettings) -> str:
+    """The torch name of the dtype to run in: the recipe's, or else the checkpoint's own."""
+    from paretron.artifacts.config import read_config
+
+    config = read_config(model_dir)
+    return str(settings.dtype or config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def missing_or_old(distribution: str, *, floor: tuple[int, ...], install: str) -> list[Problem]:
+    """The problem of a package that is not installed here, or is older than `floor`."""
+    try:
+        found = importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return [Problem(Code.OPTIONAL_MISSING, f"{distribution} is not installed", fix=install)]
+    if release(found) < floor:
+        wanted = ".".join(map(str, floor))
+        cause = f"{distribution} {found} is older than {wanted}"
+        return [Problem(Code.OPTIONAL_OLD, cause, fix=install)]
+    return []
+
+
+def own_process_only(settings: EngineSettings) -> list[Problem]:
+    """The problem of an interpreter named for an engine that runs in this process."""
+    if settings.python is None:
+        return []
+    return [
+        Problem(
+            Code.RECIPE_VALUE,
+            f"{settings.name} runs in Paretron's own process",
+            where=f"profile.engines: {settings.name}: python",
+            fix="leave `python` out",
+        )
+    ]
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: "0.32.0+cpu" -> (0, 32, 0)."""
+    numbers = []
+    for part in version.split("+")[0].split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)

@@ -1,0 +1,128 @@
+"""ONNX Runtime GenAI in this process; the only file that imports onnxruntime_genai."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from paretron.errors import Code, ParetronError, Problem
+from paretron_profiling.engines.engine import (
+    EngineSettings,
+    Limits,
+    missing_or_old,
+    own_process_only,
+)
+from paretron_profiling.schema import Sample
+
+FLOOR = (0, 18)
+INSTALL = 'pip install "paretron[onnx]"'
+
+
+class OrtGenAI:
+    """Runs an export of onnxruntime-genai's model builder, with a static KV cache."""
+
+    name = "ortgenai"
+    wants = "onnx"
+    session_bytes = 200 << 20
+
+    def check(self, settings: EngineSettings) -> list[Problem]:
+        """Whether the package is here, and whether the recipe asks for what it cannot do."""
+        problems = missing_or_old("onnxruntime-genai", floor=FLOOR, install=INSTALL)
+        problems += own_process_only(settings)
+        if settings.dtype is not None:
+            problems.append(
+                Problem(
+                    Code.RECIPE_VALUE,
+                    "ortgenai runs the dtype that the ONNX export has",
+                    where="profile.engines: ortgenai: dtype",
+                    fix="state the dtype at the export instead",
+                )
+            )
+        return problems
+
+    @contextmanager
+    def open(
+        self, model_dir: Path, *, settings: EngineSettings, limits: Limits
+    ) -> Iterator[OrtSession]:
+        """Load the ONNX model folder."""
+        import onnxruntime_genai as og
+
+        try:
+            model = og.Model(str(model_dir))
+        except RuntimeError as error:  # og raises nothing more specific
+            raise _failure(model_dir, error) from error
+        session = OrtSession(og, model, model_dir)
+        try:
+            yield session
+        finally:
+            session.close()
+
+
+class OrtSession:
+    """A loaded ONNX model."""
+
+    def __init__(self, og: Any, model: Any, model_dir: Path) -> None:
+        self._og, self._model, self._dir = og, model, model_dir
+
+    @property
+    def about(self) -> Mapping[str, str]:
+        """Versions and device."""
+        return {
+            "onnxruntime-genai": version("onnxruntime-genai"),
+            "device": str(self._model.device_type).lower(),
+        }
+
+    def generate(self, prompts: Sequence[Sequence[int]], output_len: int) -> Sample:
+        """Greedy decoding; the clock runs from the creation of the generator.
+
+        append_tokens runs the prefill, and the first token is chosen from its logits. The end of
+        sequence is kept from being chosen (min_length), so that every request runs to the end.
+        """
+        import numpy as np
+
+        batch = np.array(prompts, dtype=np.int32)
+        length = batch.shape[1] + output_len
+        try:
+            start = perf_counter()
+            params = self._og.GeneratorParams(self._model)
+            params.set_search_options(
+                do_sample=False, batch_size=len(prompts), max_length=length, min_length=length
+            )
+            generator = self._og.Generator(self._model, params)
+            generator.append_tokens(batch)
+            times_s = []
+            for _ in range(output_len):
+                generator.generate_next_token()
+                times_s.append(perf_counter() - start)
+            tokens = [
+                [int(t) for t in generator.get_sequence(i)[batch.shape[1] :]]
+                for i in range(len(prompts))
+            ]
+        except RuntimeError as error:
+            raise _failure(self._dir, error) from error
+        return Sample.in_lockstep(times_s, tokens=tokens)
+
+    def close(self) -> None:
+        """Free the model now: its arena outlives the context otherwise."""
+        self._model = None
+        gc.collect()
+
+
+def _failure(model_dir: Path, error: RuntimeError) -> ParetronError:
+    line = (str(error).splitlines() or ["no message"])[0]
+    return ParetronError(
+        Problem(
+            Code.ENGINE,
+            f"onnxruntime-genai failed: {line[:300]}",
+            where=str(model_dir),
+            fix="check the export with `paretron verify`",
+        )
+    )
+
+
+ENGINE = OrtGenAI()

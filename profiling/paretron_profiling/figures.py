@@ -1,0 +1,64 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+ABSENT = "–"
+
+
+def count(value: int | float) -> str:
+    """Thousands, millions, billions with three digits: 4540469248 -> "4.54 B"."""
+    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= size:
+            return f"{_three(value / size)}{unit}"
+    return f"{value:.0f}"
+
+
+def size(value: int | float | None) -> str:
+    """Bytes in decimal units: 18874368 -> "18.9 MB"."""
+    if value is None:
+        return ABSENT
+    for scale, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(value) >= scale:
+            return f"{_three(value / scale)} {unit}"
+    return f"{value:.0f} B"
+
+
+def plain(value: float | None, *, digits: int = 3) -> str:
+    """A number with so many significant digits, thousands separated, no exponent."""
+    if value is None:
+        return ABSENT
+    if value == 0:
+        return "0"
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{value:,.0f}"
+    text = f"{value:.{digits}g}"
+    return f"{value:.6f}".rstrip("0") if "e" in text else text
+
+
+def nats(value: float | None) -> str:
+    """A loss."""
+    return ABSENT if value is None else f"{value:.3f}"
+
+
+def signed_nats(value: float | None) -> str:
+    """A difference of losses, its sign always shown: "+0.11"."""
+    if value is None:
+        return ABSENT
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def percent(value: float | None) -> str:
+    """A share: 0.834 -> "83 %"."""
+    if value is None:
+        return ABSENT
+    digits = 1 if abs(value) < 0.0995 else 0
+    return f"{100 * value:.{digits}f} %".replace("-", "−")
+
+
+def times(value: float | None) -> str:
+    """A ratio: 1.3821 -> "1.38×"."""
+    return ABSENT if value is None else f"{value:.2f}×"
+
+
+def _three(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
