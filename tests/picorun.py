@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from pico import make_pico
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 WORDS = "the of a to in is that it was for on are as with his they at be this from have or by one"
 
@@ -41,17 +43,32 @@ RECIPE: dict[str, Any] = {
 
 def write_pico_recipe(folder: Path, *, family: str = "llama", **changes: Any) -> Path:
     """Write a teacher, its texts and a recipe into `folder`; `changes` replace whole sections."""
-    make_pico(folder / "teacher", family)
     generator = random.Random(0)
     for name, lines in (("calibration.jsonl", 40), ("train.txt", 120), ("validation.txt", 40)):
         text = [" ".join(generator.choices(WORDS.split(), k=20)) for _ in range(lines)]
         if name.endswith(".jsonl"):
             text = [json.dumps({"text": line}) for line in text]
         (folder / name).write_text("\n".join(text) + "\n")
+    teach(make_pico(folder / "teacher", family), (folder / "train.txt").read_text())
     path = folder / "recipe.yaml"
     recipe = {k: v for k, v in (RECIPE | changes).items() if v is not None}
     path.write_text(json.dumps(recipe, indent=1))  # JSON is YAML
     return path
+
+
+def teach(teacher: Path, text: str, *, steps: int = 60, seq_len: int = 32) -> None:
+    """Train a pico model on a text until it knows more than nothing, and save it in place."""
+    model = AutoModelForCausalLM.from_pretrained(teacher)
+    ids = AutoTokenizer.from_pretrained(teacher)(text, return_tensors="pt").input_ids[0]
+    windows = ids[: len(ids) // seq_len * seq_len].view(-1, seq_len)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        batch = windows[torch.randint(len(windows), (8,), generator=generator)]
+        model(input_ids=batch, labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(teacher)
 
 
 def paretron(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

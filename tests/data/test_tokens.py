@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from pico import pico_tokenizer
 
 from paretron.data import tokens
 from paretron.data.store import HEADER, TokenStore, sample_windows
 from paretron.data.tokens import build_token_store
 from paretron.errors import Code, ParetronError, Problem
+from pico import pico_tokenizer
 
 TOKENIZER = pico_tokenizer()
 EOS = 1

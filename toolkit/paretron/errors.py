@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,6 +67,10 @@ class Code(enum.Enum):
 _EXIT = {"recipe": 2, "usage": 2, "run": 2, "input": 3, "resource": 4, "gate": 5, "optional": 6}
 
 
+# Access tokens as hubs and forges write them; a message that quotes a value may quote one.
+_SECRET = re.compile(r"\b(hf_|sk-|gh[pousr]_|github_pat_|glpat-)[A-Za-z0-9_-]{16,}")
+
+
 @dataclass(frozen=True)
 class Problem:
     """One finding: what was wrong, where (file, key, tensor), and what to do next."""
@@ -74,6 +79,10 @@ class Problem:
     cause: str
     where: str = ""
     fix: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("cause", "where", "fix"):
+            object.__setattr__(self, name, _SECRET.sub(r"\1***", getattr(self, name)))
 
     def as_json(self) -> dict[str, str]:
         """The stable JSON form that `--json` prints."""

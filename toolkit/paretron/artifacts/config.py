@@ -69,23 +69,21 @@ def _check_types(config: Mapping[str, Any]) -> None:
                 fix="start from the checkpoint that was not quantised",
             )
         )
-    values = dict(config)
-    for group in ("rope_parameters", "rope_scaling"):
-        if isinstance(config.get(group), dict):
-            values |= {k: v for k, v in config[group].items() if k in _TYPES}
-    for key, (types, allowed) in _TYPES.items():
-        value = values.get(key)
-        # A bool is an int to Python, but no number to a config.
-        wrong = not isinstance(value, types) or (isinstance(value, bool) and bool not in types)
-        if value is not None and wrong:
-            raise ParetronError(
-                Problem(
-                    Code.INPUT_CONFIG,
-                    f"{key} is {str(value)[:60]!r}",
-                    where=f"config.json: {key}",
-                    fix=allowed,
+    groups = [config.get(name) for name in ("rope_parameters", "rope_scaling")]
+    for part in (config, *(g for g in groups if isinstance(g, dict))):
+        for key, (types, allowed) in _TYPES.items():
+            value = part.get(key)
+            # A bool is an int to Python, but no number to a config.
+            wrong = not isinstance(value, types) or (isinstance(value, bool) and bool not in types)
+            if value is not None and wrong:
+                raise ParetronError(
+                    Problem(
+                        Code.INPUT_CONFIG,
+                        f"{key} is {str(value)[:60]!r}",
+                        where=f"config.json: {key}",
+                        fix=allowed,
+                    )
                 )
-            )
 
 
 def relabel(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,12 +63,13 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
 
 
 def _entry(file: Path, name: str, raw: object, data_start: int) -> TensorEntry:
+    keys = len(raw) if isinstance(raw, dict) else 0
     match raw:
         case {
             "dtype": str(dtype),
             "shape": list(shape),
             "data_offsets": [int(begin), int(end)],
-        } if len(raw) == 3:
+        } if keys == 3:
             pass
         case _:
             raise _bad(file, "its entry is not {dtype, shape, data_offsets}", name)

@@ -58,7 +58,7 @@ def write_manifest(folder: Path, provenance: Provenance) -> None:
     files = {
         str(p.relative_to(folder)): {"sha256": sha256_file(p), "bytes": p.stat().st_size}
         for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != MANIFEST
+        if p.is_file() and p != folder / MANIFEST
     }
     body: dict[str, Any] = {
         "schema": 1,
@@ -109,7 +109,7 @@ def verify(folder: Path) -> dict[str, Any]:
     present = {
         str(p.relative_to(folder))
         for p in folder.rglob("*")
-        if (p.is_file() or p.is_symlink()) and p.name != MANIFEST
+        if (p.is_file() or p.is_symlink()) and p != folder / MANIFEST
     }
     problems = [
         Problem(Code.INPUT_MANIFEST, cause, where=str(folder / name), fix="make the artifact again")
@@ -119,13 +119,21 @@ def verify(folder: Path) -> dict[str, Any]:
             *(
                 (n, "its bytes differ from the manifest")
                 for n in sorted(present & set(listed))
-                if (folder / n).stat().st_size != listed[n]["bytes"]
-                or sha256_file(folder / n) != listed[n]["sha256"]
+                if not _is_as_listed(folder / n, listed[n])
             ),
         ]
     ]
     raise_all(problems)
     return manifest
+
+
+def _is_as_listed(path: Path, entry: object) -> bool:
+    if not path.is_file():  # a link to nowhere
+        return False
+    match entry:
+        case {"sha256": str(sha256), "bytes": int(size)}:
+            return path.stat().st_size == size and sha256_file(path) == sha256
+    return False
 
 
 def identity(folder: Path) -> str:

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.activations import ACT2FN
+from transformers.utils.logging import disable_progress_bar
 
 from paretron.artifacts.config import DTYPE_NAMES, servable_config
 from paretron.artifacts.jsonfile import dump
@@ -25,6 +26,9 @@ from paretron.artifacts.reader import Checkpoint
 from paretron.artifacts.writer import DEFAULT_SHARD_BYTES, TensorWriter, dtype_name
 from paretron.errors import Code, ParetronError, Problem
 from paretron.families import expected_tensors, family_of
+
+# Bars of its own would tear ours; stages report progress themselves.
+disable_progress_bar()
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",

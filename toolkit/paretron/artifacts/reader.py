@@ -6,6 +6,7 @@ import mmap
 import os
 import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _AGAIN = "restore the index and the shards from where the model came"
+_MAX_OF_A_KIND = 20  # problems told at once: a wrong config may cause thousands
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -104,7 +106,7 @@ class Checkpoint:
         expected = expected_tensors(self.family, self.config)
         if self.config.get("tie_word_embeddings") and "lm_head.weight" in self.entries:
             self._drop_tied_head()
-        unknown = [
+        unknown = (
             Problem(
                 Code.INPUT_UNKNOWN_TENSOR,
                 f"the {self.family.model_type} table has no such tensor",
@@ -113,8 +115,8 @@ class Checkpoint:
             )
             for n, e in self.entries.items()
             if n not in expected
-        ]
-        missing = [
+        )
+        missing = (
             Problem(
                 Code.INPUT_MISSING_TENSOR,
                 f"no such tensor; expected {list(s)} = {self._axes(n)}",
@@ -123,8 +125,8 @@ class Checkpoint:
             )
             for n, s in expected.items()
             if n not in self.entries
-        ]
-        shapes = [
+        )
+        shapes = (
             Problem(
                 Code.INPUT_SHAPE,
                 f"shape {list(self.entries[n].shape)}, expected {list(s)} = {self._axes(n)}",
@@ -133,8 +135,8 @@ class Checkpoint:
             )
             for n, s in expected.items()
             if n in self.entries and self.entries[n].shape != s
-        ]
-        raise_all([*unknown[:20], *missing[:20], *shapes[:20]])
+        )
+        raise_all([p for kind in (unknown, missing, shapes) for p in islice(kind, _MAX_OF_A_KIND)])
 
     def _drop_tied_head(self) -> None:
         """A tied checkpoint may still hold lm_head, if it really is the embedding."""
@@ -262,7 +264,7 @@ def _check_index(folder: Path, found: dict[str, TensorEntry]) -> None:
         for n in weight_map
         if n not in found
     ]
-    raise_all(problems[:20])
+    raise_all(problems[:_MAX_OF_A_KIND])
 
 
 def _matches(pattern: str, name: str) -> bool:

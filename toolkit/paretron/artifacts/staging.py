@@ -9,15 +9,18 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from paretron.artifacts.manifest import Provenance, write_manifest
 from paretron.errors import Code, ParetronError, Problem
 
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -33,6 +36,7 @@ def staged(target: Path, *, provenance: Provenance, overwrite: bool = False) -> 
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.parent / f".{target.name}.staging"
     with locked(target.parent / f".{target.name}.lock", what=str(target)):
+        refuse_existing(target, overwrite=overwrite)  # another process may have published it
         shutil.rmtree(staging, ignore_errors=True)  # a killed process left it
         staging.mkdir()
         try:
@@ -41,7 +45,9 @@ def staged(target: Path, *, provenance: Provenance, overwrite: bool = False) -> 
             _fsync_tree(staging)
             _publish(staging, target, overwrite=overwrite)
         except OSError as error:
-            raise _disk_error(error, target) from error
+            if error.errno not in _DISK_IS_FULL:
+                raise
+            raise _disk_error(error, target, staging) from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -84,11 +90,10 @@ def locked(path: Path, *, what: str) -> Iterator[None]:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            f.seek(0)
             raise ParetronError(
                 Problem(
                     Code.LOCKED,
-                    f"another process is writing it: {f.read(200) or 'unknown'}",
+                    f"another process is writing it: {_holder(f)}",
                     where=what,
                     fix="wait for it, or stop it",
                 )
@@ -98,6 +103,16 @@ def locked(path: Path, *, what: str) -> Iterator[None]:
         f.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         f.flush()
         yield
+
+
+def _holder(f: TextIO) -> str:
+    """Who says to hold the lock; it may have taken it only just now and still be writing that."""
+    for _ in range(20):
+        time.sleep(0.05)
+        f.seek(0)
+        if text := f.read(200):
+            return text
+    return "unknown"
 
 
 def _publish(staging: Path, target: Path, *, overwrite: bool) -> None:
@@ -133,14 +148,13 @@ def _fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _disk_error(error: OSError, target: Path) -> Exception:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return error
+def _disk_error(error: OSError, target: Path, staging: Path) -> ParetronError:
     free = shutil.disk_usage(target.parent).free
+    written = sum(p.stat().st_size for p in staging.rglob("*") if p.is_file())
     return ParetronError(
         Problem(
             Code.DISK,
-            f"the disk is full ({free} bytes free): {error.strerror}",
+            f"{error.strerror} after {written} bytes, {free} bytes free",
             where=str(target),
             fix="free some space; `paretron plan` says how much is needed",
         )

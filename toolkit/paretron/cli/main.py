@@ -80,7 +80,7 @@ def _run(arguments: list[str]) -> int:
     verbose = "-v" in arguments or "--verbose" in arguments
     as_json = "--json" in arguments
     try:
-        result: Any = app(arguments, standalone_mode=False)
+        result: Any = app(arguments, prog_name="paretron", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except ParetronError as error:
         if verbose:
@@ -90,7 +90,9 @@ def _run(arguments: list[str]) -> int:
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "paretron"
-        problem = Problem(Code.USAGE, str(error), fix=f"`{command} --help`")
+        # The formatted message names the option and its closest spelling; str() does not.
+        cause = " ".join(getattr(error, "format_message", error.__str__)().split())
+        problem = Problem(Code.USAGE, cause, fix=f"`{command} --help`")
         say_problems([problem], as_json=as_json)
         return Code.USAGE.exit
     except (KeyboardInterrupt, typer.Abort):

@@ -37,7 +37,7 @@ class Progress:
             console=self._console,
         )
         self._task: TaskID | None = None
-        self._total = len(plan.stages) if plan is not None else 0
+        self._total = _count(plan) if plan is not None else 0
         self._number = 0
         self._started = self._said = 0.0
 
@@ -127,3 +127,8 @@ def _detail(fields: Mapping[str, Any]) -> str:
     if isinstance(fields.get("eta_s"), int | float):
         parts.append(f"{seconds_text(fields['eta_s'])} left")
     return ", ".join(parts)
+
+
+def _count(plan: Plan) -> int:
+    """The stages that will show: a given teacher is none."""
+    return len(plan.stages) - (plan.recipe.teacher.model is not None)

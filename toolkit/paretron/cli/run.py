@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -15,6 +17,9 @@ def run(
     set_: o.Overrides = None,
     offline: o.Offline = False,
     overwrite: o.Overwrite = False,
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write TensorBoard curves here.")
+    ] = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -24,20 +29,26 @@ def run(
     from paretron.cli.progress import Progress
     from paretron.plan.plan import make_plan
     from paretron.recipe import load_recipe
+    from paretron.run.events import Watcher
     from paretron.run.runner import run_plan
     from paretron.run.stages import STAGES
 
     loaded = load_recipe(recipe, overrides=set_ or ())
     folder = out or Path("runs") / recipe.stem
     plan = make_plan(loaded, out=folder, offline=offline)
-    with Progress(plan, quiet=quiet or as_json) as progress:
+    with ExitStack() as stack:
+        watcher: Watcher = stack.enter_context(Progress(plan, quiet=quiet or as_json))
+        if tensorboard is not None:
+            from paretron.run.tensorboard import TensorBoard
+
+            watcher = stack.enter_context(TensorBoard(tensorboard, then=watcher))
         report = run_plan(
             plan,
             folder,
             stages=STAGES,
             offline=offline,
             overwrite=overwrite,
-            watcher=progress,
+            watcher=watcher,
         )
     if as_json:
         say_json({"out": str(folder), "report": str(report / "report.html")})

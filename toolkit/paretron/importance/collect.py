@@ -117,7 +117,7 @@ class _Sums:
         tap, row = self._taps[number], self._row[number]
         into = self._zeros[tap.axis]
         for sample, length in zip(activation, self.lengths, strict=True):
-            three = over_positions(tap.token_scores(sample[:length])).cpu()
+            three = over_positions(tap.unit_values(sample[:length])).cpu()
             if not torch.isfinite(three).all():
                 raise _nonfinite(tap.module)
             into.sums[row] += three

@@ -7,7 +7,7 @@ by one, in any order and number. This is how depth is measured with shared prefi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,25 @@ class Prepared:
     arguments: tuple[Mapping[str, Any], ...]
 
 
+class _AllSeen(Exception):
+    """Every layer's arguments are known."""
+
+
+class _Recorder(nn.Module):
+    """Stands where a layer stands, and notes what it is called with."""
+
+    def __init__(self, seen: list[tuple[torch.Tensor, dict[str, Any]]], *, last: bool) -> None:
+        super().__init__()
+        self._seen = seen
+        self._last = last
+
+    def forward(self, hidden_BTD: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        self._seen.append((hidden_BTD, arguments))
+        if self._last:
+            raise _AllSeen  # what follows, the final norm, is not wanted yet
+        return hidden_BTD
+
+
 class LayerStack:
     """The layers, final norm and head of a model, found through its family's table."""
 
@@ -58,7 +77,8 @@ class LayerStack:
         layers_name = first.split(".{i}.")[0]
         self.model = model
         self.family = family
-        self._base = model.get_submodule(layers_name.rpartition(".")[0])
+        base_name, _, self._layers_key = layers_name.rpartition(".")
+        self._base = model.get_submodule(base_name)
         self.layers: list[nn.Module] = list(model.get_submodule(layers_name).children())
         self._norm = model.get_submodule(norm.removesuffix(".weight"))
 
@@ -76,23 +96,21 @@ class LayerStack:
         Sequences are padded on the right: under a causal mask that changes no valid position.
         """
         seen: list[tuple[torch.Tensor, dict[str, Any]]] = []
-
-        def pass_through(hidden: torch.Tensor, **arguments: Any) -> torch.Tensor:
-            seen.append((hidden, arguments))
-            return hidden
-
-        with _replaced_forward(self.layers, pass_through):
+        count = len(self.layers)
+        recorders = nn.ModuleList(_Recorder(seen, last=i == count - 1) for i in range(count))
+        with self._layers_replaced(recorders), suppress(_AllSeen):
             self._base(input_ids=ids_BT.to(self.device), use_cache=False)
         return Prepared(seen[0][0], tuple(arguments for _, arguments in seen))
 
     def run_layer(self, number: int, prepared: Prepared, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """The layer's output for these hidden states, [B, T, D]."""
-        out = self.layers[number](hidden_BTD, **prepared.arguments[number])
-        return out[0] if isinstance(out, tuple) else out
+        out: torch.Tensor = self.layers[number](hidden_BTD, **prepared.arguments[number])
+        return out
 
     def final_norm(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """The model's last norm, [B, T, D]."""
-        return self._norm(hidden_BTD)
+        out: torch.Tensor = self._norm(hidden_BTD)
+        return out
 
     def loss_sum(self, hidden_BTD: torch.Tensor, targets_BT: torch.Tensor) -> float:
         """Summed next-token loss in nats of the last layer's output, [B, T - 1] targets."""
@@ -106,13 +124,11 @@ class LayerStack:
             total += float(losses.sum(dtype=torch.float64))
         return total
 
-
-@contextmanager
-def _replaced_forward(layers: list[nn.Module], forward: Any) -> Iterator[None]:
-    for layer in layers:
-        layer.forward = forward  # shadows the class's method on this instance only
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
+    @contextmanager
+    def _layers_replaced(self, layers: nn.ModuleList) -> Iterator[None]:
+        own = self._base.get_submodule(self._layers_key)
+        setattr(self._base, self._layers_key, layers)
+        try:
+            yield
+        finally:
+            setattr(self._base, self._layers_key, own)

@@ -7,7 +7,6 @@ adds does not depend on the batch it came in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,44 +59,45 @@ def aggregate(
     return (squares / n - (sums / n).square()).clamp(min=0)
 
 
-def over_positions(scores_TU: torch.Tensor) -> torch.Tensor:
-    """Mean, L2 norm and variance over the positions of ONE sample, fp64 [3, units].
+def over_positions(values_TU: torch.Tensor) -> torch.Tensor:
+    """Mean, L2 norm and variance of |values| over the positions of ONE sample, fp64 [3, units].
 
-    `scores_TU` is non-negative. The variance is summed around the mean, and the L2 norm follows
-    from both, so nothing cancels; fp32 input is summed in short blocks, then in fp64.
+    Worked through in parts that stay in the processor's cache, each centred on its own mean, so
+    that nothing cancels; parts are joined in fp64 (Chan, Golub, LeVeque 1983).
     """
-    n, units = scores_TU.shape
-    rows = max(_BLOCK, _CACHED_VALUES // units // _BLOCK * _BLOCK)
-    parts = scores_TU.split(rows) if scores_TU.device.type == "cpu" else (scores_TU,)
-    mean = _total(_block_sums(p) for p in parts) / n
-    centre = mean.to(_sum_dtype(scores_TU))
-    around = _total(_block_sums((p.to(centre.dtype) - centre).square_()) for p in parts)
-    drift = n * (mean - centre.double()).square()  # the centre was rounded
-    variance = ((around - drift) / n).clamp(min=0)
-    l2 = (n * (variance + mean.square())).sqrt()
-    return torch.stack((mean, l2, variance))
+    rows = len(values_TU)
+    if values_TU.device.type == "cpu":
+        rows = max(_BLOCK, _CACHED_VALUES // values_TU.shape[1] // _BLOCK * _BLOCK)
+    wide = values_TU.dtype == torch.float64
+    buffer = values_TU.new_empty(
+        (rows, values_TU.shape[1]), dtype=torch.float64 if wide else torch.float32
+    )
+    parts = [_moments(torch.abs(p, out=buffer[: len(p)])) for p in values_TU.split(rows)]
+    counts = values_TU.new_tensor([n for n, _, _ in parts], dtype=torch.float64)[:, None]
+    means, around = (torch.stack(x) for x in list(zip(*parts, strict=True))[1:])
+    n = len(values_TU)
+    mean = (counts * means).sum(0) / n
+    variance = (around.sum(0) + (counts * (means - mean).square()).sum(0)).clamp(min=0) / n
+    return torch.stack((mean, (n * (variance + mean.square())).sqrt(), variance))
 
 
-def _sum_dtype(values: torch.Tensor) -> torch.dtype:
-    return torch.float64 if values.dtype == torch.float64 else torch.float32
+def _moments(values_TU: torch.Tensor) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """Count, mean and squares around the mean, in fp64; the values are used up."""
+    n = len(values_TU)
+    mean = _column_sums(values_TU) / n
+    centre = mean.to(values_TU.dtype)
+    around = _column_sums(values_TU.sub_(centre).square_())
+    return n, mean, around - n * (mean - centre.double()).square()  # the centre was rounded
 
 
-def _total(parts: Iterable[torch.Tensor]) -> torch.Tensor:
-    first, *others = parts
-    for part in others:
-        first = first + part
-    return first
-
-
-def _block_sums(values_TU: torch.Tensor) -> torch.Tensor:
-    """The fp64 sum over positions; a product with ones is the fastest reduction of rows."""
-    values = values_TU.to(_sum_dtype(values_TU))
-    if values.dtype == torch.float64:
-        return values.sum(0)
-    whole = len(values) // _BLOCK * _BLOCK
-    total = values[whole:].sum(0, dtype=torch.float64)
+def _column_sums(values_TU: torch.Tensor) -> torch.Tensor:
+    """The sum over positions in fp64; for fp32, a product with ones sums short blocks fastest."""
+    if values_TU.dtype == torch.float64:
+        return values_TU.sum(0)
+    whole = len(values_TU) // _BLOCK * _BLOCK
+    total = values_TU[whole:].sum(0, dtype=torch.float64)
     if whole:
-        blocks = values[:whole].unflatten(0, (-1, _BLOCK))
-        ones = values.new_ones(len(blocks), 1, _BLOCK)
+        blocks = values_TU[:whole].unflatten(0, (-1, _BLOCK))
+        ones = values_TU.new_ones(len(blocks), 1, _BLOCK)
         total += torch.bmm(ones, blocks).sum((0, 1), dtype=torch.float64)
     return total

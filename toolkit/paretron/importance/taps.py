@@ -35,12 +35,12 @@ class Tap:
     units: int
     channels: int
 
-    def token_scores(self, activation: torch.Tensor) -> torch.Tensor:
-        """Non-negative score of every unit, shape [..., units], from [..., units * channels]."""
+    def unit_values(self, activation: torch.Tensor) -> torch.Tensor:
+        """One value a unit whose size is its score, [..., units] from [..., units * channels]."""
         if self.channels == 1:
-            return activation.abs()
+            return activation
         split = activation.unflatten(-1, (self.units, self.channels))
-        return torch.linalg.vector_norm(split, dim=-1, dtype=torch.float64)
+        return torch.linalg.vector_norm(split, dim=-1, dtype=_norm_dtype(activation))
 
 
 def find_taps(family: Family, config: Mapping[str, Any]) -> tuple[Tap, ...]:
@@ -87,6 +87,10 @@ def tapped(
     silent = [tap for tap, seen in zip(taps, fired, strict=True) if not seen]
     if silent:
         raise _no_match(silent[0], "was never run")
+
+
+def _norm_dtype(activation: torch.Tensor) -> torch.dtype:
+    return torch.float64 if activation.dtype == torch.float64 else torch.float32
 
 
 def _input_tap(axis: str, row: Tensor, layer: int, size: Sizes) -> Tap:

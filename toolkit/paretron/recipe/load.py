@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,12 @@ def _override(raw: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not all(part for part in key.split(".")):
         raise ParetronError(
-            Problem(Code.USAGE, f"--set {text!r} is not key=value", fix="--set distill.lr=1e-4")
+            Problem(
+                Code.USAGE,
+                f"{text[:80]!r} is not key=value",
+                where="--set",
+                fix="for example --set distill.lr=1e-4",
+            )
         )
     *parents, last = key.split(".")
     node: Any = raw
@@ -60,7 +66,12 @@ def _child(node: Any, part: str, text: str) -> Any:
         child = node[part] = {}
     if not isinstance(child, dict | list):
         raise ParetronError(
-            Problem(Code.USAGE, f"{part} holds a value, not a section", where=f"--set {text}")
+            Problem(
+                Code.USAGE,
+                f"{part} holds a value, not a section",
+                where=f"--set {text[:200]}",
+                fix=f"end the key at {part}",
+            )
         )
     return child
 
@@ -71,7 +82,8 @@ def _index(node: list[Any], part: str, text: str) -> int:
             Problem(
                 Code.USAGE,
                 f"{part!r} is not a position in a list of {len(node)}",
-                where=f"--set {text}",
+                where=f"--set {text[:200]}",
+                fix="a number from 0, as in --set export.0.to=hf",
             )
         )
     return int(part)
@@ -81,7 +93,7 @@ def _with_paths(recipe: Recipe, base: Path) -> Recipe:
     """Relative paths in a recipe are relative to the recipe, wherever it is run from."""
 
     def near(text: str | None) -> str | None:
-        return text if text is None else str((base / Path(text).expanduser()).absolute())
+        return text if text is None else str((base / os.path.expanduser(text)).absolute())
 
     data = recipe.data.model_copy(
         update={
@@ -111,22 +123,31 @@ def _with_paths(recipe: Recipe, base: Path) -> Recipe:
 
 def _is_local(model: str, base: Path) -> bool:
     """A path by its look or because it is there; anything else is a hub id."""
-    return model.startswith((".", "/", "~")) or (base / model).exists()
+    return model.startswith((".", "/", "~")) or os.path.exists(base / model)
 
 
-def _problem(error: ErrorDetails, where: str) -> Problem:
+def _problem(error: ErrorDetails, file: str) -> Problem:
     location = [str(part) for part in error["loc"]]
     key = ".".join(location)
+    where = f"{file}: {key}" if key else file
     if error["type"] == "extra_forbidden":
         allowed = _keys_at(location[:-1])
         close = difflib.get_close_matches(location[-1], allowed, n=1, cutoff=0.5)
         fix = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(allowed)}"
-        return Problem(Code.RECIPE_UNKNOWN_KEY, f"unknown key {location[-1]!r}",
-                       where=f"{where}: {key}", fix=fix)  # fmt: skip
+        cause = f"unknown key {location[-1][:80]!r}"
+        return Problem(Code.RECIPE_UNKNOWN_KEY, cause, where=where, fix=fix)
     cause = error["msg"].removeprefix("Value error, ")
-    if error["type"] not in ("missing", "value_error"):
+    if error["type"] == "missing":
+        return Problem(Code.RECIPE_VALUE, cause, where=where, fix=f"add {key}")
+    if error["type"] != "value_error":
         cause += f" (found {_shown(error['input'])})"
-    return Problem(Code.RECIPE_VALUE, cause, where=f"{where}: {key}" if key else where)
+    if location[-1:] == ["[key]"]:
+        fix = "a name has lower-case letters, digits, - and _, at most 40"
+        return Problem(Code.RECIPE_VALUE, cause, where=where.removesuffix(".[key]"), fix=fix)
+    if error["type"] == "invalid_key":
+        return Problem(Code.RECIPE_VALUE, cause, where=where, fix="remove it, or quote it")
+    fix = f"change it in the recipe, or with --set {key}=VALUE" if key else "change the recipe"
+    return Problem(Code.RECIPE_VALUE, cause, where=where, fix=fix)
 
 
 def _shown(value: object) -> str:

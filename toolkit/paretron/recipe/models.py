@@ -6,18 +6,39 @@ cosine decay. Names are looked up in our own tables; nothing here is a path to c
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+
+def _written_as_number(value: object) -> object:
+    # true is 1 to Python, and "64" is 64 to pydantic; who writes them in a recipe means neither.
+    if isinstance(value, bool | str):
+        raise PydanticCustomError("number", "Input should be a number")
+    return value
+
+
+def _plain_data(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a value that JSON cannot hold: {error}") from error
+    return value
+
+
+_NUMBER = BeforeValidator(_written_as_number)
+Positive = Annotated[int, _NUMBER, Field(gt=0, le=10**9)]
+Count = Annotated[int, _NUMBER, Field(ge=0, le=10**9)]
 # 2.0e9 is how people write tokens; the value must still be a whole number.
-Tokens = Annotated[int, Field(gt=0, le=10**15)]
-Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Tokens = Annotated[int, _NUMBER, Field(gt=0, le=10**15)]
+Rate = Annotated[float, _NUMBER, Field(gt=0, lt=1, allow_inf_nan=False)]
+Share = Annotated[float, _NUMBER, Field(ge=0, lt=1, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+# A path or an id: no control characters, and no longer than a file system takes.
+Place = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f]+$")]
 
 
 class Section(BaseModel):
@@ -29,7 +50,7 @@ class Section(BaseModel):
 class TextSource(Section):
     """Where text comes from: files (.jsonl with "text", or .txt), or a corpus known by name."""
 
-    path: str | None = None
+    path: Place | None = None
     corpus: Literal["stdlib"] | None = None
     part: Literal["pretrain", "train", "calibration", "validation"] | None = None
 
@@ -78,7 +99,7 @@ class Training(Section):
     micro_batch: Positive = 1
     weight_decay: Share = 0.1
     beta2: Share = 0.95
-    clip: Annotated[float, Field(gt=0)] = 1.0
+    clip: Annotated[float, _NUMBER, Field(gt=0)] = 1.0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     checkpoint_every: Positive = 500
     eval_every: Positive = 100
@@ -99,13 +120,13 @@ class Training(Section):
 class Tokenizer(Section):
     """A byte-level BPE tokenizer trained on the pretraining text."""
 
-    vocab_size: Annotated[int, Field(ge=300, le=1 << 20)]
+    vocab_size: Annotated[int, _NUMBER, Field(ge=300, le=1 << 20)]
 
 
 class Pretrain(Training):
     """A teacher trained from scratch: for demonstrations and experiments."""
 
-    config: dict[str, Any]
+    config: Annotated[dict[str, Any], AfterValidator(_plain_data)]
     tokenizer: Tokenizer
     data: TokenisedSource
 
@@ -113,8 +134,8 @@ class Pretrain(Training):
 class Teacher(Section):
     """The model to make smaller: a local folder or hub id, or one to pretrain first."""
 
-    model: str | None = None
-    revision: str = "main"
+    model: Place | None = None
+    revision: Place = "main"
     pretrain: Pretrain | None = None
 
     @model_validator(mode="after")
@@ -171,14 +192,14 @@ class Prune(Section):
 
     merge_heads: bool = True
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    max_shard_gb: Annotated[float, Field(gt=0, le=100)] = 5.0
+    max_shard_gb: Annotated[float, _NUMBER, Field(gt=0, le=100)] = 5.0
 
 
 class Loss(Section):
     """What the student learns from: forward KL(teacher || student) over the whole vocabulary."""
 
     logits: Literal["forward_kl"] = "forward_kl"
-    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
+    temperature: Annotated[float, _NUMBER, Field(gt=0, le=100)] = 1.0
 
 
 class Distill(Training):
@@ -214,7 +235,7 @@ class Profile(Section):
 
     engines: tuple[Engine, ...]
     batches: tuple[Positive, ...] = (1,)
-    lengths: tuple[tuple[Positive, Annotated[int, Field(ge=2)]], ...] = ((128, 128),)
+    lengths: tuple[tuple[Positive, Annotated[int, _NUMBER, Field(ge=2)]], ...] = ((128, 128),)
     repeats: Positive = 3
     warmup: Count = 1
 
@@ -233,7 +254,7 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     export: tuple[Export, ...] = (Export(to="hf"),)
     profile: Profile | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, _NUMBER, Field(ge=0, lt=2**31)] = 0
 
     @model_validator(mode="after")
     def _teacher_is_no_student(self) -> Recipe:

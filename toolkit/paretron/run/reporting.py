@@ -20,6 +20,7 @@ from paretron_profiling.machine import hardware
 from paretron_profiling.models import TEACHER
 from paretron_profiling.report import write_report as write_page
 
+_METRIC = {"cross_entropy": "loss", "forward_kl": "kl"}  # of a training curve
 EVALUATION, METRICS, PARITY = "evaluation.json", "metrics.json", "parity.json"
 
 
@@ -145,7 +146,7 @@ def _curves(context: Context) -> Iterator[dict[str, Any]]:
         metrics = _json(folder / METRICS)
         stage = "correct" if role == "curve.correct" else "distill"
         model = TEACHER if stage == "correct" else role.removeprefix("curve.")
-        for split, metric in (("train", metrics["objective"]), ("validation", "loss")):
+        for split, metric in (("train", _METRIC[metrics["objective"]]), ("validation", "loss")):
             points = metrics[split]
             yield {
                 "model": model,

@@ -1,0 +1,144 @@
+"""The manifest: every change after publishing is found and named."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from paretron.artifacts.manifest import (
+    MANIFEST,
+    Provenance,
+    identity,
+    read_manifest,
+    verify,
+    write_manifest,
+)
+from paretron.errors import Code, ParetronError
+
+MADE = Provenance(
+    kind="student", parents={"teacher": "ab12"}, settings={"lr": 1e-4}, seed=3, stamp="TEST"
+)
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    folder = tmp_path / "artifact"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.bin").write_bytes(bytes(range(256)))
+    (folder / "sub/b.txt").write_text("text")
+    (folder / "sub" / MANIFEST).write_text("{}")  # one of a part is a file like any other
+    write_manifest(folder, MADE)
+    return folder
+
+
+def causes(folder: Path) -> dict[str, str]:
+    with pytest.raises(ParetronError) as caught:
+        verify(folder)
+    assert {p.code for p in caught.value.problems} == {Code.INPUT_MANIFEST}
+    assert caught.value.exit_code == 3
+    assert all(p.fix for p in caught.value.problems)
+    return {os.path.relpath(p.where, folder): p.cause for p in caught.value.problems}
+
+
+def test_what_was_written_verifies(artifact: Path) -> None:
+    manifest = verify(artifact)
+    assert set(manifest["files"]) == {"a.bin", "sub/b.txt", f"sub/{MANIFEST}"}
+    assert manifest["parents"] == {"teacher": "ab12"}
+    assert (manifest["kind"], manifest["seed"], manifest["stamp"]) == ("student", 3, "TEST")
+    assert {"paretron", "python", "torch"} <= set(manifest["versions"])
+
+
+@pytest.mark.parametrize("name", ["a.bin", "sub/b.txt", f"sub/{MANIFEST}"])
+@pytest.mark.parametrize("how", ["byte", "longer", "shorter"])
+def test_a_changed_byte(name: str, how: str, artifact: Path) -> None:
+    data = bytearray((artifact / name).read_bytes())
+    if how == "byte":
+        data[-1] ^= 1
+    elif how == "longer":
+        data += b"x"
+    else:
+        del data[-1]
+    (artifact / name).write_bytes(data)
+    assert causes(artifact) == {name: "its bytes differ from the manifest"}
+
+
+def test_added_removed_and_changed_at_once(artifact: Path) -> None:
+    (artifact / "new").write_text("")
+    (artifact / "a.bin").unlink()
+    (artifact / "sub/b.txt").write_text("test")
+    assert causes(artifact) == {
+        "new": "a file that the manifest does not list",
+        "a.bin": "listed in the manifest, but not here",
+        "sub/b.txt": "its bytes differ from the manifest",
+    }
+
+
+def test_a_link_in_place_of_a_file(artifact: Path, tmp_path: Path) -> None:
+    (artifact / "a.bin").unlink()
+    (artifact / "a.bin").symlink_to(tmp_path / "nowhere")
+    (artifact / "stray").symlink_to(tmp_path / "nowhere")
+    assert set(causes(artifact)) == {"a.bin", "stray"}
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"seed": 4},
+        {"parents": {}},
+        {"stamp": None},
+        {"files": {}},
+        {"files": []},
+        {"self_sha256": "0" * 64},
+        {"self_sha256": None},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_an_edited_manifest(edit: dict[str, object], artifact: Path) -> None:
+    path = artifact / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | edit))
+    assert set(causes(artifact)) == {MANIFEST}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"files": {}}', "\0"])
+def test_no_manifest_at_all(text: str, artifact: Path) -> None:
+    (artifact / MANIFEST).write_text(text)
+    assert set(causes(artifact)) == {MANIFEST}
+    (artifact / MANIFEST).unlink()
+    assert set(causes(artifact)) == {"."}
+
+
+def test_nonsense_with_a_right_sum(artifact: Path) -> None:
+    """Whoever edits may compute the sum again: that is not a crash either."""
+    from paretron.artifacts.manifest import _self_sha256
+
+    for entry in (1, {}, {"sha256": 1, "bytes": "x"}, {"sha256": "x", "bytes": 256}):
+        body = json.loads((artifact / MANIFEST).read_text())
+        del body["self_sha256"]
+        body["files"]["a.bin"] = entry
+        body["files"]["../../etc/passwd"] = entry
+        body["self_sha256"] = _self_sha256(body)
+        (artifact / MANIFEST).write_text(json.dumps(body))
+        assert len(causes(artifact)) == 2
+
+
+def test_equal_work_is_equal_bytes(artifact: Path) -> None:
+    before = (artifact / MANIFEST).read_bytes()
+    write_manifest(artifact, MADE)
+    assert (artifact / MANIFEST).read_bytes() == before
+
+
+def test_identity_is_of_the_content(artifact: Path, tmp_path: Path) -> None:
+    assert identity(artifact) == read_manifest(artifact)["self_sha256"]
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "config.json").write_text("{}")
+    (plain / "model.safetensors").write_bytes(b"1")
+    first = identity(plain)
+    (plain / "README.md").write_text("does not count")
+    assert identity(plain) == first
+    (plain / "model.safetensors").write_bytes(b"2")
+    assert identity(plain) != first

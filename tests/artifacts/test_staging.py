@@ -1,0 +1,299 @@
+"""An artifact is either absent or complete, whatever happens while it is written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from paretron.artifacts.manifest import Provenance, verify
+from paretron.artifacts.staging import locked, refuse_overlap, staged
+from paretron.errors import Code, ParetronError
+
+MADE = Provenance(kind="test", seed=0)
+KILLS = 30
+
+
+def publish(target: Path, text: str, *, overwrite: bool = False) -> None:
+    with staged(target, provenance=MADE, overwrite=overwrite) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub/data.txt").write_text(text)
+        (folder / "more.txt").write_text(text)
+
+
+def content(target: Path) -> str:
+    verify(target)
+    return (target / "sub/data.txt").read_text()
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.name.endswith(".staging"))
+
+
+def test_a_clean_exit_publishes_everything(tmp_path: Path) -> None:
+    publish(tmp_path / "deep/er/out", "x")
+    assert content(tmp_path / "deep/er/out") == "x"
+    assert leftovers(tmp_path / "deep/er") == []
+
+
+class _StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [_StopError, KeyboardInterrupt, SystemExit])
+def test_an_exception_leaves_nothing(error: type[BaseException], tmp_path: Path) -> None:
+    with (
+        pytest.raises(error),
+        staged(tmp_path / "out", provenance=MADE) as folder,
+    ):
+        (folder / "half").write_text("")
+        raise error
+    assert not (tmp_path / "out").exists()
+    assert leftovers(tmp_path) == []
+
+
+def test_an_exception_leaves_the_old_one(tmp_path: Path) -> None:
+    publish(tmp_path / "out", "old")
+    with (
+        pytest.raises(_StopError),
+        staged(tmp_path / "out", provenance=MADE, overwrite=True) as folder,
+    ):
+        (folder / "half").write_text("")
+        raise _StopError
+    assert content(tmp_path / "out") == "old"
+
+
+def test_an_existing_target_is_refused_before_any_work(tmp_path: Path) -> None:
+    for name in ("folder", "file", "link"):
+        target = tmp_path / name
+        if name == "folder":
+            target.mkdir()
+        elif name == "file":
+            target.write_text("mine")
+        else:
+            target.symlink_to(tmp_path / "nowhere")
+        with (
+            pytest.raises(ParetronError) as caught,
+            staged(target, provenance=MADE),
+        ):
+            pytest.fail("the work began")
+        assert caught.value.problems[0].code is Code.OUT_EXISTS
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_overwrite_exchanges(tmp_path: Path) -> None:
+    publish(tmp_path / "out", "old")
+    publish(tmp_path / "out", "new", overwrite=True)
+    assert content(tmp_path / "out") == "new"
+    publish(tmp_path / "fresh", "first", overwrite=True)
+    assert content(tmp_path / "fresh") == "first"
+    assert leftovers(tmp_path) == []
+
+
+def test_overwriting_never_shows_neither(tmp_path: Path) -> None:
+    """A reader that keeps looking sees a whole artifact every time."""
+    target = tmp_path / "out"
+    publish(target, "0")
+    seen: set[str] = set()
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            seen.add((target / "sub/data.txt").read_text())
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for i in range(1, 20):
+        publish(target, str(i), overwrite=True)
+    stop.set()
+    reader.join()
+    assert seen <= {str(i) for i in range(20)}
+    assert len(seen) > 1
+
+
+def test_published_while_we_waited_for_nothing(tmp_path: Path) -> None:
+    """Two writers in a row, without --overwrite: the second one loses, not the first."""
+    first = staged(tmp_path / "out", provenance=MADE)
+    with first as folder:
+        (folder / "a").write_text("first")
+        with (
+            pytest.raises(ParetronError) as caught,
+            staged(tmp_path / "out", provenance=MADE),
+        ):
+            pytest.fail("two writers at once")
+        assert caught.value.problems[0].code is Code.LOCKED
+        assert str(os.getpid()) in caught.value.problems[0].cause
+    assert (tmp_path / "out/a").read_text() == "first"
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from paretron.artifacts.manifest import Provenance
+from paretron.artifacts.staging import staged
+from paretron.errors import ParetronError
+target, text, pause = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    with staged(target, provenance=Provenance(kind="test"), overwrite="over" in sys.argv) as f:
+        (f / "sub").mkdir()
+        for i in range(10):
+            (f / f"{i}.bin").write_bytes(bytes(20_000))
+            time.sleep(pause)
+        (f / "sub/data.txt").write_text(text)
+except ParetronError as error:
+    print(error.problems[0])
+    sys.exit(error.exit_code)
+"""
+
+
+def start(target: Path, text: str, pause_s: float, *more: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(target), text, str(pause_s), *more],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+def test_of_two_processes_one_wins_and_the_other_names_it(tmp_path: Path) -> None:
+    both = [start(tmp_path / "out", name, 0.05) for name in ("a", "b")]
+    for process in both:
+        go(process)
+    outputs = [process.communicate(timeout=30)[0] for process in both]
+    codes = [process.returncode for process in both]
+    assert sorted(codes) == [0, 4]
+    winner, loser = codes.index(0), codes.index(4)
+    assert f'"pid": {both[winner].pid}' in outputs[loser]
+    assert '"host"' in outputs[loser]
+    assert content(tmp_path / "out") == "ab"[winner]
+
+
+@pytest.mark.parametrize("old", [None, "old"])
+def test_kill_9_at_any_moment(old: str | None, tmp_path: Path) -> None:
+    """The target is absent (or the old one) or complete, and the next attempt succeeds."""
+    target, moments = tmp_path / "out", random.Random(5)
+    outcomes = set()
+    for i in range(KILLS // 2):
+        if old is not None and i == 0:
+            publish(target, old)
+        process = start(target, "new", 0.002, "over")
+        go(process)
+        time.sleep(moments.uniform(0.0, 0.06))
+        process.kill()
+        process.communicate(timeout=30)
+        outcomes.add(process.returncode)
+        if target.exists():
+            assert content(target) in ("new", old)
+        else:
+            assert old is None
+    assert -signal.SIGKILL in outcomes
+    publish(target, "last", overwrite=True)
+    assert content(target) == "last"
+    assert leftovers(tmp_path) == []
+
+
+def test_the_lock_dies_with_its_holder(tmp_path: Path) -> None:
+    process = start(tmp_path / "out", "x", 10)
+    go(process)
+    while not leftovers(tmp_path):
+        time.sleep(0.01)
+    with (
+        pytest.raises(ParetronError, match="another process is writing"),
+        staged(tmp_path / "out", provenance=MADE),
+    ):
+        pass
+    process.kill()
+    process.communicate(timeout=30)
+    publish(tmp_path / "out", "mine")
+    assert content(tmp_path / "out") == "mine"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_a_resource_problem(number: int, tmp_path: Path) -> None:
+    with (
+        pytest.raises(ParetronError) as caught,
+        staged(tmp_path / "out", provenance=MADE) as folder,
+    ):
+        (folder / "half").write_bytes(bytes(77))
+        raise OSError(number, os.strerror(number))
+    (problem,) = caught.value.problems
+    assert problem.code is Code.DISK
+    assert "after 77 bytes" in problem.cause
+    assert "bytes free" in problem.cause
+    assert not (tmp_path / "out").exists()
+    assert leftovers(tmp_path) == []
+
+
+def test_a_real_limit_on_file_size(tmp_path: Path) -> None:
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+
+    process = subprocess.run(
+        [sys.executable, "-c", WRITER, str(tmp_path / "out"), "x", "0"],
+        input="go\n",
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,
+        check=False,
+    )
+    assert process.returncode == 4, process.stderr
+    assert "resource.disk" in process.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_os_error_is_itself(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FileNotFoundError),
+        staged(tmp_path / "out", provenance=MADE) as folder,
+    ):
+        (folder / "nowhere/x").write_text("")
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "out", ["model", "model/inside", ".", "link", "link/inside", "model/../model"]
+)
+def test_an_output_that_overlaps_its_input(out: str, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    with pytest.raises(ParetronError) as caught:
+        refuse_overlap(tmp_path / out, tmp_path / "model")
+    assert caught.value.problems[0].code is Code.OUT_OVERLAP
+    assert caught.value.exit_code == 2
+    refuse_overlap(tmp_path / "models", tmp_path / "model")
+
+
+def test_a_lock_names_what_it_guards(tmp_path: Path) -> None:
+    with locked(tmp_path / "l", what="the run"):
+        holder = json.loads((tmp_path / "l").read_text())
+        assert holder["pid"] == os.getpid()
+        with (
+            pytest.raises(ParetronError) as caught,
+            locked(tmp_path / "l", what="the run"),
+        ):
+            pass
+    assert caught.value.problems[0].where == "the run"
+    with locked(tmp_path / "l", what="the run"):
+        pass
