@@ -5,13 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import random
-import resource
-import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +15,6 @@ from paretron.artifacts.staging import locked, refuse_overlap, staged
 from paretron.errors import Code, ParetronError
 
 MADE = Provenance(kind="test", seed=0)
-KILLS = 30
 
 
 def publish(target: Path, text: str, *, overwrite: bool = False) -> None:
@@ -136,99 +129,6 @@ def test_published_while_we_waited_for_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "out/a").read_text() == "first"
 
 
-WRITER = """
-import sys, time
-from pathlib import Path
-from paretron.artifacts.manifest import Provenance
-from paretron.artifacts.staging import staged
-from paretron.errors import ParetronError
-target, text, pause = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    with staged(target, provenance=Provenance(kind="test"), overwrite="over" in sys.argv) as f:
-        (f / "sub").mkdir()
-        for i in range(10):
-            (f / f"{i}.bin").write_bytes(bytes(20_000))
-            time.sleep(pause)
-        (f / "sub/data.txt").write_text(text)
-except ParetronError as error:
-    print(error.problems[0])
-    sys.exit(error.exit_code)
-"""
-
-
-def start(target: Path, text: str, pause_s: float, *more: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(target), text, str(pause_s), *more],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def go(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("go\n")
-    process.stdin.flush()
-
-
-def test_of_two_processes_one_wins_and_the_other_names_it(tmp_path: Path) -> None:
-    both = [start(tmp_path / "out", name, 0.05) for name in ("a", "b")]
-    for process in both:
-        go(process)
-    outputs = [process.communicate(timeout=30)[0] for process in both]
-    codes = [process.returncode for process in both]
-    assert sorted(codes) == [0, 4]
-    winner, loser = codes.index(0), codes.index(4)
-    assert f'"pid": {both[winner].pid}' in outputs[loser]
-    assert '"host"' in outputs[loser]
-    assert content(tmp_path / "out") == "ab"[winner]
-
-
-@pytest.mark.parametrize("old", [None, "old"])
-def test_kill_9_at_any_moment(old: str | None, tmp_path: Path) -> None:
-    """The target is absent (or the old one) or complete, and the next attempt succeeds."""
-    target, moments = tmp_path / "out", random.Random(5)
-    outcomes = set()
-    for i in range(KILLS // 2):
-        if old is not None and i == 0:
-            publish(target, old)
-        process = start(target, "new", 0.002, "over")
-        go(process)
-        time.sleep(moments.uniform(0.0, 0.06))
-        process.kill()
-        process.communicate(timeout=30)
-        outcomes.add(process.returncode)
-        if target.exists():
-            assert content(target) in ("new", old)
-        else:
-            assert old is None
-    assert -signal.SIGKILL in outcomes
-    publish(target, "last", overwrite=True)
-    assert content(target) == "last"
-    assert leftovers(tmp_path) == []
-
-
-def test_the_lock_dies_with_its_holder(tmp_path: Path) -> None:
-    process = start(tmp_path / "out", "x", 10)
-    go(process)
-    while not leftovers(tmp_path):
-        time.sleep(0.01)
-    with (
-        pytest.raises(ParetronError, match="another process is writing"),
-        staged(tmp_path / "out", provenance=MADE),
-    ):
-        pass
-    process.kill()
-    process.communicate(timeout=30)
-    publish(tmp_path / "out", "mine")
-    assert content(tmp_path / "out") == "mine"
-
-
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_a_resource_problem(number: int, tmp_path: Path) -> None:
     with (
@@ -243,24 +143,6 @@ def test_a_full_disk_is_a_resource_problem(number: int, tmp_path: Path) -> None:
     assert "bytes free" in problem.cause
     assert not (tmp_path / "out").exists()
     assert leftovers(tmp_path) == []
-
-
-def test_a_real_limit_on_file_size(tmp_path: Path) -> None:
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-
-    process = subprocess.run(
-        [sys.executable, "-c", WRITER, str(tmp_path / "out"), "x", "0"],
-        input="go\n",
-        capture_output=True,
-        text=True,
-        preexec_fn=limit,
-        check=False,
-    )
-    assert process.returncode == 4, process.stderr
-    assert "resource.disk" in process.stdout
-    assert not (tmp_path / "out").exists()
 
 
 def test_another_os_error_is_itself(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from makers import PicoMaker
@@ -75,7 +74,7 @@ def test_two_processes_equal_one_with_unequal_valid_tokens(
 def workers() -> list[psutil.Process]:
     """The training processes below this one."""
     below = psutil.Process().children(recursive=True)
-    return [p for p in below if "paretron.distill.worker" in " ".join(p.cmdline())]
+    return [p for p in below if "-m paretron.distill.worker" in " ".join(p.cmdline())]
 
 
 def test_stopped_killed_and_resumed_two_processes_end_where_undisturbed_ones_do(

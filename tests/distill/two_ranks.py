@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from paretron.artifacts.models import load_model
 from paretron.data.store import TokenStore
 from paretron.distill.batches import Batch, Windows
-from paretron.distill.losses import IGNORE
 from paretron.distill.loop import Trainer
+from paretron.distill.losses import IGNORE
 from paretron.distill.objective import Objective, Teacher
 from paretron.distill.parallel import World, joined_world, shard, whole
 from paretron.distill.state import StateFolder

@@ -166,7 +166,7 @@ def test_over_positions_in_parts_equals_whole(monkeypatch: pytest.MonkeyPatch) -
     scores = torch.rand(203, 40)
     whole = over_positions(scores)
     monkeypatch.setattr("paretron.importance.statistics._CACHED_VALUES", 40 * 64)
-    torch.testing.assert_close(over_positions(scores), whole, rtol=1e-7, atol=0)
+    torch.testing.assert_close(over_positions(scores), whole, rtol=5e-7, atol=0)
 
 
 def test_aggregate_by_hand() -> None:

@@ -193,3 +193,6 @@ def test_no_secret_reaches_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hf_canary" not in environment.values()
     assert "VLLM_CPU_KVCACHE_SPACE" not in environment
     assert environment["HF_HUB_OFFLINE"] == "1"
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert vllm_offline._environment()["OMP_WAIT_POLICY"] == "ACTIVE"

@@ -68,7 +68,7 @@ def test_pruned_neurons_equal_masked_ones(pico: PicoMaker, family: str) -> None:
 
 @pytest.mark.parametrize("new", [{"kv_heads": 1}, {"q_per_kv": 1}, {"kv_heads": 1, "q_per_kv": 1}])
 @pytest.mark.parametrize("family", PICO_FAMILIES)
-def test_pruned_heads_equal_masked_ones(pico: PicoMaker, family: str, new: dict[str, int]) -> None:
+def test_pruned_heads_equal_masked_ones(pico: PicoMaker, family: str, new: dict[str, Any]) -> None:
     model = pico(family)
     selection = prune_to(model, model.parent / "out", **new)
     masked = load_model(model)
@@ -117,6 +117,12 @@ def test_unknown_list_with_one_entry_a_layer_is_refused(pico: PicoMaker, tmp_pat
     prune_to(model, tmp_path / "width", ffn=32)
     with pytest.raises(ParetronError, match="no_rope_layers"):
         prune_to(model, tmp_path / "depth", layers=2)
+
+
+def test_several_end_tokens_are_no_list_of_layers(pico: PicoMaker, tmp_path: Path) -> None:
+    model = pico("llama", eos_token_id=[1, 2, 3, 4])
+    prune_to(model, tmp_path / "depth", layers=2)
+    assert Checkpoint.open(tmp_path / "depth").config["eos_token_id"] == [1, 2, 3, 4]
 
 
 def test_llama_of_odd_width_is_written_as_mistral_with_equal_logits(pico: PicoMaker) -> None:
@@ -185,7 +191,11 @@ def test_any_feasible_target_loads(
     **new: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("any")
-    config = {"num_attention_heads": 6, "hidden_size": 66, "tie_word_embeddings": tied}
+    config: dict[str, Any] = {
+        "num_attention_heads": 6,
+        "hidden_size": 66,
+        "tie_word_embeddings": tied,
+    }
     model = make_pico(folder / "model", family, seed=seed, **config)
     checkpoint = Checkpoint.open(model)
     scores = random_scores(checkpoint, seed=seed)

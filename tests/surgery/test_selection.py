@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ def test_equal_scores_go_by_number(scores: Scores) -> None:
     "new",
     [{"hidden": 65}, {"ffn": 0}, {"layers": 7}, {"head_dim": 16}, {"vocab": 100}, {"q_per_kv": 5}],
 )
-def test_sizes_out_of_reach(scores: Scores, new: dict[str, int]) -> None:
+def test_sizes_out_of_reach(scores: Scores, new: dict[str, Any]) -> None:
     with pytest.raises(ParetronError) as caught:
         _choose(scores, **new)
     (problem,) = caught.value.problems

@@ -54,6 +54,7 @@ def load(settings: dict[str, Any]) -> tuple[Any, dict[str, str]]:
         "dtype": settings["dtype"],
         "device": vllm.platforms.current_platform.device_type,
         "threads": str(torch.get_num_threads()),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),
     }
     return llm.llm_engine, about
 

@@ -172,7 +172,9 @@ def with_sizes(
         return out
     total = config[family.config_keys["layers"]]
     for key, value in config.items():
-        if isinstance(value, list) and len(value) == total and key not in family.per_layer_lists:
+        if key in family.per_layer_lists or key.endswith("_token_id"):
+            continue  # several end-of-text tokens are a list too, of a length that means nothing
+        if isinstance(value, list) and len(value) == total:
             raise ParetronError(
                 Problem(
                     Code.INPUT_CONFIG,

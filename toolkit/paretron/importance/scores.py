@@ -108,7 +108,9 @@ class Scores:
         tensors = load_file(folder / SCORES_TENSORS)
         for name, tensor in tensors.items():
             if tensor.dtype != torch.float64 or not torch.isfinite(tensor).all():
-                raise _bad(folder / SCORES_TENSORS, Code.INPUT_NONFINITE, f"{name} is not all finite fp64")
+                raise _bad(
+                    folder / SCORES_TENSORS, Code.INPUT_NONFINITE, f"{name} is not all finite fp64"
+                )
         statistics = {
             axis: AxisStatistics(info.samples, tensors[f"{axis}.sums"], tensors[f"{axis}.squares"])
             for axis in info.axes

@@ -72,13 +72,19 @@ def over_positions(values_TU: torch.Tensor) -> torch.Tensor:
     buffer = values_TU.new_empty(
         (rows, values_TU.shape[1]), dtype=torch.float64 if wide else torch.float32
     )
-    parts = [_moments(torch.abs(p, out=buffer[: len(p)])) for p in values_TU.split(rows)]
-    counts = values_TU.new_tensor([n for n, _, _ in parts], dtype=torch.float64)[:, None]
+    parts = [_moments(_absolute(p, out=buffer[: len(p)])) for p in values_TU.split(rows)]
+    counts = buffer.new_tensor([[n] for n, _, _ in parts], dtype=torch.float64)
     means, around = (torch.stack(x) for x in list(zip(*parts, strict=True))[1:])
     n = len(values_TU)
     mean = (counts * means).sum(0) / n
     variance = (around.sum(0) + (counts * (means - mean).square()).sum(0)).clamp(min=0) / n
     return torch.stack((mean, (n * (variance + mean.square())).sqrt(), variance))
+
+
+def _absolute(values_TU: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+    if values_TU.dtype == out.dtype:
+        return torch.abs(values_TU, out=out)
+    return out.copy_(values_TU).abs_()
 
 
 def _moments(values_TU: torch.Tensor) -> tuple[int, torch.Tensor, torch.Tensor]:
