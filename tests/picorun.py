@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pico import make_pico
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pico import make_pico
 
 WORDS = "the of a to in is that it was for on are as with his they at be this from have or by one"
 

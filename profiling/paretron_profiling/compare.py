@@ -25,7 +25,8 @@ LARGEST_BATCH_FACTOR = 8
 
 @dataclass(frozen=True)
 class MemoryMatch:
-    """A student's batch in its teacher's memory; limit is "memory", or "cap" for 8 x reference."""
+    """A student's batch in its teacher's memory; limit is "memory", or "cap" where that is more
+    than 8 x the reference batch or than the engine takes."""
 
     batch: int
     teacher_batch: int
@@ -34,16 +35,21 @@ class MemoryMatch:
 
 
 def match_memory(
-    student: ModelFacts, *, teacher: ModelFacts, reference_batch: int, context_len: int
+    student: ModelFacts,
+    *,
+    teacher: ModelFacts,
+    reference_batch: int,
+    context_len: int,
+    most: int | None = None,
 ) -> MemoryMatch:
     """The student's largest batch in what the teacher takes at its reference batch.
 
-    It is 0 where the student's weights alone take more.
+    It is 0 where the student's weights alone take more. `most` is what the engine takes at most.
     """
     budget = teacher.memory_bytes(batch=reference_batch, context_len=context_len)
     per_sequence = context_len * student.kv_bytes_per_token
     fits = max(0, (budget - student.weight_bytes) // per_sequence)
-    cap = LARGEST_BATCH_FACTOR * reference_batch
+    cap = min(LARGEST_BATCH_FACTOR * reference_batch, most or fits)
     return MemoryMatch(min(fits, cap), reference_batch, budget, "memory" if fits <= cap else "cap")
 
 
@@ -115,16 +121,20 @@ def _same_memory(
         if key not in largest or base.batch > largest[key].batch:
             largest[key] = base
     for (engine, input_len, output_len), base in largest.items():
+        by_batch = {
+            m.batch: m
+            for m in measured.get(student.name, ())
+            if (m.engine, m.input_len, m.output_len) == (engine, input_len, output_len)
+        }
         match = match_memory(
             student.facts,
             teacher=teacher.facts,
             reference_batch=base.batch,
             context_len=input_len + output_len,
+            most=max(by_batch, default=None),
         )
-        for other in measured.get(student.name, ()):
-            here = (other.engine, other.batch, other.input_len, other.output_len)
-            if here == (engine, match.batch, input_len, output_len):
-                yield _speedup(student.name, SAME_MEMORY, other, base, match)
+        if match.batch in by_batch:
+            yield _speedup(student.name, SAME_MEMORY, by_batch[match.batch], base, match)
 
 
 def _speedup(

@@ -18,7 +18,7 @@ from paretron_profiling.engines.registry import find_engine
 from paretron_profiling.models import ModelUnderTest
 from paretron_profiling.prompts import random_prompts
 from paretron_profiling.result import ProfileResult, ProfileStopped
-from paretron_profiling.schedule import Cell, Unit, cells, check_lengths, limits_of
+from paretron_profiling.schedule import Cell, Unit, cells, check_batches, check_lengths, limits_of
 from paretron_profiling.schema import Measurement, Sample
 
 OnEvent = Callable[[str, Mapping[str, object]], None]
@@ -103,7 +103,15 @@ class _Run:
         """Measure all models on one engine."""
         engine = find_engine(settings.name)
         models = [m for m in self.models if engine.wants in m.folders]
-        plan = list(cells(engine.name, models=models, profile=self.profile))
+        raise_all(check_batches(engine.name, engine.largest_batch, profile=self.profile))
+        plan = list(
+            cells(
+                engine.name,
+                models=models,
+                profile=self.profile,
+                largest_batch=engine.largest_batch,
+            )
+        )
         if not models:
             raise ParetronError(
                 Problem(

@@ -35,8 +35,17 @@ class Cell:
         return self.units if number % 2 == 0 else self.units[::-1]
 
 
-def cells(engine: str, *, models: Sequence[ModelUnderTest], profile: Profile) -> Iterator[Cell]:
-    """One cell for each pair of lengths: all models at each batch, then same-memory batches."""
+def cells(
+    engine: str,
+    *,
+    models: Sequence[ModelUnderTest],
+    profile: Profile,
+    largest_batch: int | None = None,
+) -> Iterator[Cell]:
+    """One cell for each pair of lengths: all models at each batch, then same-memory batches.
+
+    `largest_batch` is what the engine takes at most.
+    """
     for input_len, output_len in profile.lengths:
         batches = sorted(set(profile.batches))
         work = {b: Workload(engine, b, input_len, output_len) for b in batches}
@@ -50,6 +59,7 @@ def cells(engine: str, *, models: Sequence[ModelUnderTest], profile: Profile) ->
                 teacher=teacher.facts,
                 reference_batch=batches[-1],
                 context_len=input_len + output_len,
+                most=largest_batch,
             )
             if match.batch and match.batch not in batches:
                 units.append(
@@ -67,6 +77,20 @@ def limits_of(model: ModelUnderTest, *, plan: Sequence[Cell]) -> Limits:
         context_len=max(w.input_len + w.output_len for w in works),
         kv_bytes=max(w.batch * (w.input_len + w.output_len) for w in works) * per_token,
     )
+
+
+def check_batches(engine: str, largest_batch: int | None, *, profile: Profile) -> list[Problem]:
+    """The recipe's batches that an engine does not take."""
+    return [
+        Problem(
+            Code.RECIPE_VALUE,
+            f"{engine} takes batches of at most {largest_batch}, not {batch}",
+            where="profile.batches",
+            fix=f"at most {largest_batch}",
+        )
+        for batch in profile.batches
+        if largest_batch is not None and batch > largest_batch
+    ]
 
 
 def check_lengths(models: Sequence[ModelUnderTest], *, profile: Profile) -> list[Problem]:

@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import PicoMaker
-from picorun import paretron, write_pico_recipe
 
+from conftest import PicoMaker
 from paretron.artifacts.manifest import verify
 from paretron.artifacts.models import load_model
+from picorun import paretron, write_pico_recipe
 
 
 def test_verbs_one_by_one(tmp_path: Path) -> None:
@@ -29,9 +29,9 @@ def test_verbs_one_by_one(tmp_path: Path) -> None:
     ok("prune", "corrected", "--scores", "scores", "--hidden", "48", "--ffn", "64", "--out", "cut",
        "-q")  # fmt: skip
     ok("distill", "cut", "--teacher", "corrected", *settings, "--out", "student")
-    numbers = json.loads(
-        ok("eval", "student", *settings, "--out", "numbers", "--json")
-    )["validation"]
+    numbers = json.loads(ok("eval", "student", *settings, "--out", "numbers", "--json"))[
+        "validation"
+    ]
     assert numbers["tokens"] > 0
     assert numbers["perplexity"] > 1
     ok("export", "student", "--to", "hf", "--out", "served", "-q")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,8 +61,13 @@ def test_reading_stops_at_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             seen += 1
             yield "the cat sat on the mat"
 
-    build_token_store(endless(), TOKENIZER, tmp_path / "s", eos_token_id=EOS, max_tokens=1000)
-    assert seen < 200
+    store = build_token_store(
+        endless(), TOKENIZER, tmp_path / "s", eos_token_id=EOS, max_tokens=1000
+    )
+    assert store.num_tokens == 1000
+    # the last batch was wanted; nothing is read after it
+    per_document = len(EXPECTED[0]) + 1
+    assert seen <= 1000 // per_document + 1 + 100 // len(DOCUMENTS[0]) + 1
 
 
 def test_a_long_document_cut_in_pieces_is_still_one(
@@ -103,6 +109,15 @@ def test_no_document_is_an_error(tmp_path: Path) -> None:
         build_token_store([], TOKENIZER, tmp_path / "store", eos_token_id=EOS)
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[]"])
+def test_a_file_that_is_no_header_is_named(tmp_path: Path, text: str) -> None:
+    build(tmp_path / "store")
+    (tmp_path / "store" / HEADER).write_text(text)
+    with pytest.raises(ParetronError) as caught:
+        TokenStore.open(tmp_path / "store")
+    assert HEADER in caught.value.problems[0].where
+
+
 @pytest.mark.parametrize("name", ["tokens-00000.bin", "documents.bin"])
 def test_a_truncated_file_is_named(tmp_path: Path, name: str) -> None:
     build(tmp_path / "store")
@@ -114,11 +129,16 @@ def test_a_truncated_file_is_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "header", ["{}", "[]", '{"dtype": "float64"}', '{"dtype": "uint16", "num_tokens": -1}']
-)
-def test_a_broken_header_is_named(tmp_path: Path, header: str) -> None:
+    "change",
+    [
+        {"dtype": "float64"}, {"num_tokens": -1}, {"num_tokens": "many"}, {"num_tokens": None},
+        {"shard_tokens": 0}, {"shard_tokens": -5}, {"num_documents": 0}, {"eos_token_id": []},
+    ],
+)  # fmt: skip
+def test_a_broken_header_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
     build(tmp_path / "store")
-    (tmp_path / "store" / HEADER).write_text(header)
+    path = tmp_path / "store" / HEADER
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ParetronError) as caught:
         TokenStore.open(tmp_path / "store")
     assert HEADER in caught.value.problems[0].where

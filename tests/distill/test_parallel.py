@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,21 @@ def test_stopped_killed_and_resumed_two_processes_end_where_undisturbed_ones_do(
     assert not workers()
     (saved,) = parts["state"].glob("step-*")
     verify(saved)
+
+    # Two processes' state goes on with one: the same numbers but for the order of additions.
+    other = parts["settings"].model_copy(update={"processes": 1})
+    shutil.copytree(parts["state"], parts["state"].with_name("one-state"))
+    train(
+        **parts
+        | {
+            "settings": other,
+            "state": parts["state"].with_name("one-state"),
+            "out": parts["out"].with_name("one"),
+        }
+    )
+    one = json.loads((parts["out"].with_name("one") / "metrics.json").read_text())
+    for a, b in zip(alone["train"], one["train"], strict=True):
+        assert math.isclose(a["loss"], b["loss"], rel_tol=1e-5)
 
     def kill_one() -> None:
         [p.kill() for p in workers() if p.environ().get("RANK") == "1"]

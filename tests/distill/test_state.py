@@ -224,6 +224,18 @@ def test_a_training_does_not_go_on_with_other_settings(
     assert field in problem.cause
 
 
+def test_with_overwrite_other_settings_start_over(arguments: Arguments) -> None:
+    heard: list[str] = []
+
+    def listen(kind: str, fields: Mapping[str, object]) -> None:
+        heard.append(f"{kind} {fields.get('message') or fields.get('step')}")
+
+    interrupted(arguments(steps=4))
+    train(**arguments(steps=4, lr=1e-3, on_event=listen), overwrite=True)
+    assert "checkpoints removed: training.lr" in heard[0]
+    assert "step 1" in heard
+
+
 def test_a_training_does_not_go_on_with_another_text_or_teacher(
     arguments: Arguments, pico: PicoMaker
 ) -> None:

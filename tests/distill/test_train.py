@@ -214,6 +214,38 @@ def test_a_text_of_another_tokenizer_is_refused(arguments: Arguments, pico: Pico
     assert caught.value.problems[0].code is Code.INPUT_TOKENIZER
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+        MemoryError(),
+    ],
+)
+def test_running_out_of_memory_comes_with_advice(
+    arguments: Arguments, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr("paretron.distill.loop.Trainer.forward_backward", fail)
+    with pytest.raises(ParetronError) as caught:
+        train(**arguments())
+    assert caught.value.exit_code == 4
+    assert "micro_batch" in caught.value.problems[0].fix
+
+
+def test_other_errors_stay_what_they_are(
+    arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("paretron.distill.loop.Trainer.forward_backward", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(**arguments())
+
+
 def test_the_provenance_is_published_as_given(arguments: Arguments) -> None:
     given = arguments(steps=1)
     provenance = replace(Provenance(kind="x", stamp="TEST"), parents={"a": "b"}, seed=3)

@@ -6,12 +6,16 @@ A line on standard input is a job; the answers are the child's pid, then its exi
 from __future__ import annotations
 
 import json
+import locale
 import os
 import resource
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from paretron.artifacts.manifest import Provenance
 from paretron.artifacts.reader import Checkpoint
@@ -25,6 +29,11 @@ def work(job: dict[str, Any]) -> int:
     """One pruning of a pico model to half of its MLP; the exit code of the command line."""
     if job.get("largest_file"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"],) * 2)
+    os.environ.update(job.get("environment", {}))
+    time.tzset()
+    locale.setlocale(locale.LC_ALL, "")
+    os.chdir(job.get("folder", "."))
+    torch.set_num_threads(job.get("threads", 1))
     checkpoint = Checkpoint.open(Path(job["model"]))
     size = sizes(checkpoint.family, checkpoint.config)
     try:
@@ -49,10 +58,14 @@ def main() -> None:
     """Serve jobs until the input ends."""
     print("ready", flush=True)
     for line in sys.stdin:
+        job = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            os._exit(work(json.loads(line)))
+            os._exit(work(job))
         print(pid, flush=True)
+        if "kill_after_s" in job:
+            time.sleep(job["kill_after_s"])
+            os.kill(pid, signal.SIGKILL)  # not yet waited for, so the number is still its own
         _, status = os.waitpid(pid, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 

@@ -30,8 +30,7 @@ KILLS = 40
 class Pruner:
     """Prunes one model in processes that can be killed."""
 
-    def __init__(self, model: Path, scores: Path) -> None:
-        self.inputs = {"model": str(model), "scores": str(scores)}
+    def __init__(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -43,11 +42,10 @@ class Pruner:
         return self._process.stdout.readline().strip()
 
     def start(self, out: Path, **job: Any) -> int:
-        """Begin, and return the process id."""
+        """Begin on the model and the scores beside `out`, and return the process id."""
+        places = {k: str(out.parent / k) for k in ("model", "scores")} | {"out": str(out)}
         assert self._process.stdin is not None
-        self._process.stdin.write(
-            json.dumps(self.inputs | {"out": str(out), "name": "new"} | job) + "\n"
-        )
+        self._process.stdin.write(json.dumps({"name": "new"} | places | job) + "\n")
         self._process.stdin.flush()
         return int(self._line())
 
@@ -65,19 +63,24 @@ class Pruner:
         self._process.communicate(timeout=60)
 
 
-@pytest.fixture
-def inputs(pico: PicoMaker, tmp_path: Path) -> tuple[Path, Path]:
-    model, scores = pico(), tmp_path / "scores"
+@pytest.fixture(autouse=True)
+def _inputs(pico: PicoMaker, tmp_path: Path) -> None:
+    scores = tmp_path / "scores"
     scores.mkdir()
-    random_scores(Checkpoint.open(model)).save(scores)
-    return model, scores
+    random_scores(Checkpoint.open(pico())).save(scores)
+
+
+@pytest.fixture(scope="module")
+def pruners() -> Iterator[tuple[Pruner, Pruner]]:
+    both = Pruner(), Pruner()
+    yield both
+    for pruner in both:
+        pruner.close()
 
 
 @pytest.fixture
-def pruner(inputs: tuple[Path, Path]) -> Iterator[Pruner]:
-    made = Pruner(*inputs)
-    yield made
-    made.close()
+def pruner(pruners: tuple[Pruner, Pruner]) -> Pruner:
+    return pruners[0]
 
 
 def shown(out: Path) -> str | None:
@@ -98,9 +101,7 @@ def test_s1_kill_9_while_a_student_is_saved(pruner: Pruner, tmp_path: Path) -> N
     out, moments = tmp_path / "out", random.Random(1)
     before, codes, seen = fingerprint([tmp_path / "model"]), set(), set()
     for _ in range(KILLS):
-        pid = pruner.start(out)
-        time.sleep(moments.uniform(0, longest_s))
-        os.kill(pid, signal.SIGKILL)
+        pruner.start(out, kill_after_s=moments.uniform(0, longest_s))
         codes.add(pruner.end())
         seen.add(shown(out))
         shutil.rmtree(out, ignore_errors=True)
@@ -121,9 +122,8 @@ def test_s6_kill_9_while_one_replaces_another(pruner: Pruner, tmp_path: Path) ->
     longest_s = 1.2 * (time.monotonic() - start)
     for number in range(1, KILLS // 2):
         current = shown(out)
-        pid = pruner.start(out, name=str(number), overwrite=True)
-        time.sleep(moments.uniform(0, longest_s))
-        os.kill(pid, signal.SIGKILL)
+        after_s = moments.uniform(0, longest_s)
+        pruner.start(out, name=str(number), overwrite=True, kill_after_s=after_s)
         pruner.end()
         assert shown(out) in (current, str(number))
 
@@ -138,7 +138,7 @@ def test_s6_a_target_that_exists(pruner: Pruner, tmp_path: Path) -> None:
     assert "add --overwrite" in pruner.message()
 
 
-@pytest.mark.parametrize("largest_file", [1, 1000, 50_000, 99_000])
+@pytest.mark.parametrize("largest_file", [1, 1000, 40_000])
 def test_s3_no_space_left(largest_file: int, pruner: Pruner, tmp_path: Path) -> None:
     pruner.start(tmp_path / "out", largest_file=largest_file)
     assert pruner.end() == Code.DISK.exit
@@ -151,28 +151,25 @@ def test_s3_no_space_left(largest_file: int, pruner: Pruner, tmp_path: Path) -> 
     assert pruner.end() == 0
 
 
-def test_s7_of_two_one_wins(inputs: tuple[Path, Path], tmp_path: Path) -> None:
-    both = [Pruner(*inputs), Pruner(*inputs)]
-    pids = [p.start(tmp_path / "out", name=str(k), pause_s=0.1) for k, p in enumerate(both)]
-    codes = [p.end() for p in both]
+def test_s7_of_two_one_wins(pruners: tuple[Pruner, Pruner], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pids = [p.start(out, name=str(k), pause_s=0.1) for k, p in enumerate(pruners)]
+    codes = [p.end() for p in pruners]
     assert sorted(codes) == [0, Code.LOCKED.exit]
     winner, loser = codes.index(0), codes.index(Code.LOCKED.exit)
-    assert shown(tmp_path / "out") == str(winner)
-    said = both[loser].message()
+    assert shown(out) == str(winner)
+    said = pruners[loser].message()
     assert f'"pid": {pids[winner]}' in said
     assert '"host"' in said
-    for pruner in both:
-        pruner.close()
 
 
 def test_s7_the_lock_dies_with_its_holder(pruner: Pruner, tmp_path: Path) -> None:
-    pid = pruner.start(tmp_path / "out", pause_s=60)
-    while not list(tmp_path.glob(".*.staging")):
-        time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
-    pruner.end()
+    pruner.start(tmp_path / "out", pause_s=60, kill_after_s=1.0)
+    assert pruner.end() == -signal.SIGKILL
+    assert list(tmp_path.glob(".*.staging"))
     pruner.start(tmp_path / "out")
     assert pruner.end() == 0
+    assert not list(tmp_path.glob(".*.staging"))
 
 
 CHANGES = ("byte", "longer", "removed")
@@ -183,9 +180,9 @@ def test_s9_any_change_of_any_file(pruner: Pruner, refused: Refused, tmp_path: P
     pruner.start(out)
     assert pruner.end() == 0
     assert len(files(out)) > 5
-    for name in files(out):
+    for number, name in enumerate(files(out)):
         content = (out / name).read_bytes()
-        for change in CHANGES:
+        for change in CHANGES if number < 2 else CHANGES[:1]:
             if change == "byte":
                 (out / name).write_bytes(bytes([content[0] ^ 1]) + content[1:])
             elif change == "longer":
@@ -203,20 +200,14 @@ def test_s9_any_change_of_any_file(pruner: Pruner, refused: Refused, tmp_path: P
     refused("verify", out, code=Code.INPUT_MANIFEST, names=MANIFEST)
 
 
-def test_s12_the_same_bytes_anywhere(inputs: tuple[Path, Path], tmp_path: Path) -> None:
-    model, scores = inputs
-    places = {
-        "a": {"TZ": "Asia/Tokyo", "LC_ALL": "C", "OMP_NUM_THREADS": "1"},
-        "b": {"TZ": "America/Lima", "LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "2"},
-    }
-    made = []
-    for name, environment in places.items():
-        (tmp_path / name).mkdir()
-        out = tmp_path / name / "out"
-        subprocess.run(
-            [sys.executable, "-m", "paretron", "prune", os.path.relpath(model, tmp_path / name),
-             "--scores", scores, "--hidden", "48", "--layers", "3", "--out", "out", "-q"],
-            cwd=tmp_path / name, env=os.environ | environment, check=True, capture_output=True,
-        )  # fmt: skip
-        made.append({k.replace(f"/{name}/", "/"): v for k, v in fingerprint([out]).items()})
-    assert made[0] == made[1]
+def test_s12_the_same_bytes_anywhere(pruner: Pruner, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    tokyo = {"TZ": "Asia/Tokyo", "LC_ALL": "C"}
+    lima = {"TZ": "America/Lima", "LC_ALL": "C.UTF-8"}
+    pruner.start(tmp_path / "out", environment=tokyo, folder=str(tmp_path), threads=1)
+    assert pruner.end() == 0
+    elsewhere = str(tmp_path / "elsewhere")
+    pruner.start(tmp_path / "again", environment=lima, folder=elsewhere, threads=2)
+    assert pruner.end() == 0
+    first, again = (fingerprint([tmp_path / name]) for name in ("out", "again"))
+    assert [*first.values()] == [*again.values()]

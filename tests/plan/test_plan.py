@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from published import PUBLISHED, Published, recipe_text
 
 SHAPES = {shape.name: shape for shape in PUBLISHED}
 
 
-def run_plan(folder: Path, recipe: str, *arguments: str) -> tuple[int, dict[str, Any], float]:
+def run_plan(folder: Path, recipe: str) -> tuple[int, dict[str, Any], float]:
     (folder / "recipe.yaml").write_text(recipe)
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "paretron", "plan", "recipe.yaml", "--json", "--offline", *arguments],
+        [sys.executable, "-m", "paretron", "plan", "recipe.yaml", "--json", "--offline"],
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     return done.returncode, json.loads(done.stdout), time.perf_counter() - start

@@ -142,7 +142,7 @@ def test_an_export_that_no_model_has(teacher: ModelUnderTest) -> None:
 class Faulty:
     """An engine that answers at constant speed until its last breath."""
 
-    name, wants, session_bytes = "ortgenai", "onnx", 0
+    name, wants, session_bytes, largest_batch = "ortgenai", "onnx", 0, 32
     about: Mapping[str, str] = {"version": "0"}
 
     def __init__(self, answers: int, cut: int = 0) -> None:

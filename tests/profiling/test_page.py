@@ -184,12 +184,14 @@ def test_hostile_names_run_nothing(chrome: Chrome, tmp_path: Path) -> None:
             row["model"] = HOSTILE if row["model"] == "width" else row["model"]
     content["models"][1] |= {"name": HOSTILE, "kind": HOSTILE, "perplexity": {HOSTILE: 3.0}}
     page = page_of(tmp_path, **content)
-    for width in WIDTHS:
+    for width in (1400, 360):
         chrome.open(page, width=width)
         assert chrome.js("return window.hacked === undefined && !document.querySelector('img')")
         assert is_quiet(chrome)
         assert drawn(chrome, "scatter") == 3
         assert chrome.js("return document.documentElement.scrollWidth") <= width
+        figures = "return [...document.querySelectorAll('.plot')].map((p) => p.textContent)"
+        assert all("</script><s" in text for text in chrome.js(figures))
     shown = chrome.js("return document.querySelector('.card h2').textContent")
     assert shown.startswith("</script><script>window.hacked=1")
 

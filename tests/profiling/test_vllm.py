@@ -69,7 +69,7 @@ def test_killed_in_the_middle_of_a_run(
     """Last, because it ends the session: partial result, exit 4, the log's end, no process left."""
 
     class Opened:
-        name, wants, session_bytes = "vllm", "hf", 0
+        name, wants, session_bytes, largest_batch = "vllm", "hf", 0, None
 
         def check(self, settings: object) -> list[object]:
             return []

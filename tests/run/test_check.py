@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from picorun import paretron, write_pico_recipe
 
 from paretron.artifacts.writer import TensorWriter
 from paretron.cli.main import _run
 from paretron.families import FAMILIES, family_of, sizes
 from paretron.recipe import Student
 from paretron.run.check import twin_config, twin_student
+from picorun import paretron, write_pico_recipe
 
 LLAMA_8B = {
     "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "num_hidden_layers": 32,

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from pico import PICO_FAMILIES
-from picorun import RECIPE, write_pico_recipe
 
 from paretron.artifacts.models import load_model
 from paretron.cli.main import _run
+from pico import PICO_FAMILIES
+from picorun import RECIPE, write_pico_recipe
 
 TWO_STEPS = 2 * RECIPE["distill"]["global_batch"] * 32
 
@@ -40,6 +40,8 @@ def test_two_steps_and_exports(family: str, tmp_path: Path) -> None:
         config = json.loads((trained / "config.json").read_text())
         assert config["num_attention_heads"] * config["head_dim"] != config["hidden_size"]
         parity = json.loads((run / "stages" / f"{student}.export-onnx" / "parity.json").read_text())
-        measured = [c["measured"]["max_abs"] for c in parity["checks"] if "max_abs" in c["measured"]]
+        measured = [
+            c["measured"]["max_abs"] for c in parity["checks"] if "max_abs" in c["measured"]
+        ]
         assert measured
         assert max(measured) < 1e-4

@@ -68,6 +68,10 @@ class Engine(Protocol):
     def session_bytes(self) -> int:
         """Memory that one session takes besides weights and KV cache, roughly."""
 
+    @property
+    def largest_batch(self) -> int | None:
+        """The largest batch that the engine takes; None when only memory limits it."""
+
     def check(self, settings: EngineSettings) -> list[Problem]:
         """What would keep the engine from running, found without loading it (under a second)."""
 

@@ -29,6 +29,7 @@ class OrtGenAI:
     name = "ortgenai"
     wants = "onnx"
     session_bytes = 200 << 20
+    largest_batch = 32  # the library refuses more
 
     def check(self, settings: EngineSettings) -> list[Problem]:
         """Whether the package is here, and whether the recipe asks for what it cannot do."""

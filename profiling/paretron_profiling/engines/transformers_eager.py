@@ -32,6 +32,7 @@ class TransformersEager:
     name = "transformers"
     wants = "hf"
     session_bytes = 100 << 20
+    largest_batch: int | None = None
 
     def check(self, settings: EngineSettings) -> list[Problem]:
         """Whether transformers is recent enough; it is one of Paretron's own requirements."""

@@ -42,6 +42,7 @@ class VllmOffline:
     name = "vllm"
     wants = "hf"
     session_bytes = 1 << 30
+    largest_batch: int | None = None
 
     def check(self, settings: EngineSettings) -> list[Problem]:
         """Whether `python` names an interpreter that has a recent enough vLLM."""
@@ -160,12 +161,16 @@ def _environment() -> dict[str, str]:
     """
     drop = ("PYTHON", "VLLM_", "HF_TOKEN", "HUGGING_FACE")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
-    return {"OMP_WAIT_POLICY": "PASSIVE"} | kept | {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
+    return (
+        {"OMP_WAIT_POLICY": "PASSIVE"}
+        | kept
+        | {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+    )
 
 
 ENGINE = VllmOffline()

@@ -33,21 +33,18 @@ def staged(target: Path, *, provenance: Provenance, overwrite: bool = False) -> 
     """
     target = Path(os.path.abspath(target))
     refuse_existing(target, overwrite=overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.parent / f".{target.name}.staging"
-    with locked(target.parent / f".{target.name}.lock", what=str(target)):
+    lock = target.parent / f".{target.name}.lock"
+    with _full_disk_told(target, staging), locked(lock, what=str(target)):
         refuse_existing(target, overwrite=overwrite)  # another process may have published it
         shutil.rmtree(staging, ignore_errors=True)  # a killed process left it
-        staging.mkdir()
         try:
-            yield staging
-            write_manifest(staging, provenance)
-            _fsync_tree(staging)
-            _publish(staging, target, overwrite=overwrite)
-        except OSError as error:
-            if error.errno not in _DISK_IS_FULL:
-                raise
-            raise _disk_error(error, target, staging) from error
+            with _full_disk_told(target, staging):
+                staging.mkdir()
+                yield staging
+                write_manifest(staging, provenance)
+                _fsync_tree(staging)
+                _publish(staging, target, overwrite=overwrite)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -148,14 +145,21 @@ def _fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _disk_error(error: OSError, target: Path, staging: Path) -> ParetronError:
-    free = shutil.disk_usage(target.parent).free
-    written = sum(p.stat().st_size for p in staging.rglob("*") if p.is_file())
-    return ParetronError(
-        Problem(
-            Code.DISK,
-            f"{error.strerror} after {written} bytes, {free} bytes free",
-            where=str(target),
-            fix="free some space; `paretron plan` says how much is needed",
-        )
-    )
+@contextmanager
+def _full_disk_told(target: Path, staging: Path) -> Iterator[None]:
+    """DISK instead of the system's error when the volume is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_IS_FULL:
+            raise
+        free = shutil.disk_usage(target.parent).free
+        written = sum(p.stat().st_size for p in staging.rglob("*") if p.is_file())
+        raise ParetronError(
+            Problem(
+                Code.DISK,
+                f"{error.strerror} after {written} bytes, {free} bytes free",
+                where=str(target),
+                fix="free some space; `paretron plan` says how much is needed",
+            )
+        ) from error

@@ -78,7 +78,7 @@ def _line_text(line: bytes, where: str) -> str:
         raise _error('not an object with a "text"', where)
     text = value["text"]
     if not isinstance(text, str):
-        raise _error(f'"text" is a {type(text).__name__}, not a string', where)
+        raise _error(f'"text" is of type {type(text).__name__}, not a string', where)
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can spell what no tokenizer can read

@@ -52,6 +52,8 @@ class TokenStore:
             dtype = TOKEN_DTYPES[header["dtype"]]
             num_tokens, shard_tokens = int(header["num_tokens"]), int(header["shard_tokens"])
             num_documents, eos = int(header["num_documents"]), int(header["eos_token_id"])
+            if min(num_tokens, shard_tokens, num_documents) < 1:
+                raise ValueError("a count below 1")
             lengths = [
                 min(shard_tokens, num_tokens - start)
                 for start in range(0, num_tokens, shard_tokens)
@@ -118,8 +120,6 @@ def _map(path: Path, dtype: IntType, length: int) -> IntArray:
     found = path.stat().st_size if path.is_file() else 0
     if found != length * dtype.itemsize:
         raise _broken(path, f"{found} bytes, not the {length * dtype.itemsize} of the header")
-    if length == 0:
-        return np.empty(0, dtype)  # an empty file cannot be mapped
     return np.memmap(path, dtype=dtype, mode="r", shape=(length,))
 
 

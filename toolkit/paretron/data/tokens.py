@@ -46,18 +46,20 @@ def build_token_store(
     folder.mkdir(parents=True, exist_ok=True)
     for old in (folder / HEADER, *folder.glob("tokens-*.bin")):
         old.unlink(missing_ok=True)
-    name = "uint16" if max(len(tokenizer), eos_token_id + 1) <= 1 << 16 else "uint32"
+    # ids may have holes, so the number of tokens does not bound them
+    largest = max(eos_token_id, *tokenizer.get_vocab().values())
+    name = "uint16" if largest < 1 << 16 else "uint32"
     shards = _Shards(folder, TOKEN_DTYPES[name], shard_tokens)
     with (folder / DOCUMENTS).open("wb") as starts, closing(shards):
         num_documents = 0
         for begins, ids in _encoded(documents, tokenizer, eos_token_id):
-            if max_tokens is not None and shards.num_tokens >= max_tokens:
-                break
             if begins:
                 starts.write(np.array(shards.num_tokens, DOCUMENT_DTYPE).tobytes())
                 num_documents += 1
             limit = None if max_tokens is None else max_tokens - shards.num_tokens
             shards.write(ids[:limit])
+            if shards.num_tokens == max_tokens:
+                break
     if not num_documents:
         raise ParetronError(
             Problem(Code.INPUT_CORPUS, "no document in the text", where=str(folder))

@@ -20,8 +20,9 @@ from paretron.distill.history import History
 from paretron.distill.job import Job, OnEvent
 from paretron.distill.launch import launch, under_torchrun
 from paretron.distill.loop import Trainer
+from paretron.distill.memory import memory_explained
 from paretron.distill.objective import Objective, Teacher
-from paretron.distill.parallel import World, joined_world, shard, whole
+from paretron.distill.parallel import World, fast_bfloat16, joined_world, shard, whole
 from paretron.distill.preflight import check_before_training, check_same_tokenizer
 from paretron.distill.state import StateFolder
 from paretron.distill.stop import StopRequest, stop_requests
@@ -84,8 +85,9 @@ def run_job(job: Job, *, on_event: OnEvent) -> None:
     """Take part in a job as the only process, or as one of torchrun's."""
     with joined_world() as world, stop_requests() as stop, _held(job, world):
         _check_inputs(job, world)
-        trainer = _prepare(job, world, stop, on_event if world.leads else _silent)
-        history = trainer.run()
+        with memory_explained(job.settings):
+            trainer = _prepare(job, world, stop, on_event if world.leads else _silent)
+            history = trainer.run()
         _publish(job, trainer, history)
 
 
@@ -142,10 +144,18 @@ def _prepare(job: Job, world: World, stop: StopRequest, on_event: OnEvent) -> Tr
         settings=job.settings,
         seed=job.seed,
         world=world,
-        state=StateFolder(job.state, job.result_settings() if world.leads else {}, world, on_event),
+        state=StateFolder(
+            job.state,
+            job.result_settings() if world.leads else {},
+            world,
+            on_event,
+            start_over=job.overwrite,
+        ),
         stop=stop,
         on_event=on_event,
     )
+    if dtype == torch.bfloat16 and not fast_bfloat16(world.device):
+        on_event("note", {"message": "this CPU has no AMX: `dtype: float32` would be faster"})
     first = trainer.train_windows.batch(trainer.window_ids()[: job.settings.micro_batch])
     with trainer.autocast():
         check_before_training(objective, teacher, first.to(world.device), untrained=job.untrained)

@@ -42,12 +42,16 @@ _NAME = re.compile(r"step-(\d{6,})")
 
 @dataclass(frozen=True)
 class StateFolder:
-    """The checkpoints of one training; `settings` is all that its result depends on."""
+    """The checkpoints of one training; `settings` is all that its result depends on.
+
+    With `start_over`, checkpoints of other settings are removed instead of refused.
+    """
 
     folder: Path
     settings: Mapping[str, Any]
     world: World
     on_event: OnEvent
+    start_over: bool = False
 
     def save(self, step: int, tensors: Mapping[str, Tensor], history: History) -> None:
         """Publish the state after `step` steps, then drop all but the newest two.
@@ -88,7 +92,7 @@ class StateFolder:
                 return path
             except ParetronError as error:
                 if error.problems[0].code is Code.RUN_MISMATCH:
-                    raise
+                    return self._start_over(error)
                 damage += error.problems
                 message = f"checkpoint passed over: {error.problems[0]}"
                 self.on_event("note", {"message": message})
@@ -96,6 +100,13 @@ class StateFolder:
             fix = f"remove {self.folder} to train from the start"
             raise_all([Problem(p.code, p.cause, where=p.where, fix=fix) for p in damage])
         return None
+
+    def _start_over(self, mismatch: ParetronError) -> None:
+        if not self.start_over:
+            raise mismatch
+        self.on_event("note", {"message": f"checkpoints removed: {mismatch.problems[0].cause}"})
+        for path in self._published():
+            _remove(path)
 
     def _tidy(self) -> None:
         """Remove what is hidden: lock files, and folders that a killed process left."""

@@ -16,7 +16,7 @@ Aggregation = Literal["mean", "l2", "var"]
 AGGREGATIONS: tuple[Aggregation, ...] = ("mean", "l2", "var")
 
 _BLOCK = 32  # positions summed in fp32 before fp64 takes over
-_CACHED_VALUES = 1 << 18  # values worked on at a time on a CPU: they stay in its cache
+_CACHED_VALUES = 1 << 19  # values worked on at a time on a CPU: they stay in its cache
 
 
 @dataclass(frozen=True)

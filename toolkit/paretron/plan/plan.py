@@ -159,7 +159,9 @@ def engine_problems(recipe: Recipe) -> tuple[list[Problem], frozenset[str]]:
     problems: list[Problem] = []
     formats: set[str] = set()
     exported = {e.to for e in recipe.export} | {"hf"}
-    for k, settings in enumerate(recipe.profile.engines if recipe.profile else ()):
+    if recipe.profile is None:
+        return [], frozenset()
+    for k, settings in enumerate(recipe.profile.engines):
         where = f"profile.engines.{k}"
         try:
             engine = find_plugin(ENGINES, settings.name, where=f"{where}.name")
@@ -168,6 +170,16 @@ def engine_problems(recipe: Recipe) -> tuple[list[Problem], frozenset[str]]:
             continue
         problems += engine.check(settings)
         formats.add(engine.wants)
+        problems += [
+            Problem(
+                Code.RECIPE_VALUE,
+                f"{settings.name} takes batches of at most {engine.largest_batch}, not {batch}",
+                where="profile.batches",
+                fix=f"at most {engine.largest_batch}",
+            )
+            for batch in recipe.profile.batches
+            if engine.largest_batch is not None and batch > engine.largest_batch
+        ]
         if engine.wants not in exported:
             problems.append(
                 Problem(

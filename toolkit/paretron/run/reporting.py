@@ -126,6 +126,7 @@ def _evaluation(context: Context, name: str, which: str) -> dict[str, Any]:
 
 
 def _artifacts(context: Context, name: str) -> Iterator[dict[str, Any]]:
+    root = context.out.parent
     for role, folder in context.folders.items():
         if not role.startswith(f"artifact.{name}."):
             continue
@@ -133,7 +134,7 @@ def _artifacts(context: Context, name: str) -> Iterator[dict[str, Any]]:
         listed = read_manifest(folder)["files"] if (folder / MANIFEST).is_file() else {}
         yield {
             "to": role.rpartition(".")[2],
-            "path": str(folder),
+            "path": str(folder.relative_to(root)) if folder.is_relative_to(root) else str(folder),
             "bytes": sum(f["bytes"] for f in listed.values()) or None,
             "checks": checks,
         }
