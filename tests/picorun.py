@@ -96,4 +96,5 @@ def hashes(
 
 def events(run: Path) -> list[dict[str, Any]]:
     """Every event that a run logged."""
-    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    lines = (run / "events.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be cut

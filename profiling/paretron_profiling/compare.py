@@ -85,9 +85,14 @@ class Speedup:
 
 
 def speedups(
-    measured: Mapping[str, Sequence[Measurement]], *, models: Sequence[ModelUnderTest]
+    measured: Mapping[str, Sequence[Measurement]],
+    *,
+    models: Sequence[ModelUnderTest],
+    largest_batches: Mapping[str, int | None] | None = None,
 ) -> tuple[Speedup, ...]:
     """Every ratio that the measurements allow; none when no model is the teacher.
+
+    `largest_batches` holds the most that an engine takes, by its name.
 
     Measurements of one engine and lengths were taken in the same rounds, so that their samples
     pair by position.
@@ -100,7 +105,7 @@ def speedups(
         if student is not teacher:
             for base in measured.get(teacher.name, ()):
                 found += _against(base, measured.get(student.name, ()), student.name)
-            found += _same_memory(student, teacher, measured)
+            found += _same_memory(student, teacher, measured, largest_batches or {})
     return tuple(found)
 
 
@@ -114,6 +119,7 @@ def _same_memory(
     student: ModelUnderTest,
     teacher: ModelUnderTest,
     measured: Mapping[str, Sequence[Measurement]],
+    largest_batches: Mapping[str, int | None],
 ) -> Iterator[Speedup]:
     largest: dict[tuple[str, int, int], Measurement] = {}
     for base in measured.get(teacher.name, ()):
@@ -131,7 +137,7 @@ def _same_memory(
             teacher=teacher.facts,
             reference_batch=base.batch,
             context_len=input_len + output_len,
-            most=max(by_batch, default=None),
+            most=largest_batches.get(engine),
         )
         if match.batch in by_batch:
             yield _speedup(student.name, SAME_MEMORY, by_batch[match.batch], base, match)

@@ -32,9 +32,12 @@ def check_engines(profile: Profile) -> list[Problem]:
     problems: list[Problem] = []
     for settings in profile.engines:
         try:
-            problems += find_engine(settings.name).check(settings)
+            engine = find_engine(settings.name)
         except ParetronError as error:
             problems += error.problems
+            continue
+        problems += engine.check(settings)
+        problems += check_batches(engine.name, engine.largest_batch, profile=profile)
     return problems
 
 
@@ -67,7 +70,7 @@ def profile_models(
     measured = run.measurements()
     result = ProfileResult(
         measurements=measured,
-        speedups=speedups(measured, models=models),
+        speedups=speedups(measured, models=models, largest_batches=run.largest_batches),
         hardware=hardware,
         engines=run.about,
         method={
@@ -98,12 +101,13 @@ class _Run:
     on_event: OnEvent
     samples: dict[Unit, list[Sample]] = field(default_factory=dict)
     about: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    largest_batches: dict[str, int | None] = field(default_factory=dict)
 
     def engine(self, settings: EngineSettings) -> None:
         """Measure all models on one engine."""
         engine = find_engine(settings.name)
         models = [m for m in self.models if engine.wants in m.folders]
-        raise_all(check_batches(engine.name, engine.largest_batch, profile=self.profile))
+        self.largest_batches[engine.name] = engine.largest_batch
         plan = list(
             cells(
                 engine.name,

@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from paretron_profiling import report_tables as tables
 from paretron_profiling import report_text as text
 from paretron_profiling import report_view as view
 from paretron_profiling.report_schema import Report
@@ -49,11 +50,11 @@ def build_report(report: Report | Mapping[str, Any]) -> str:
         headline_words=view.headline_words(checked),
         captions=text.captions(checked),
         doubts=text.doubts(checked),
-        sizes=view.sizes_table(checked),
-        speed=view.speed_table(checked),
-        speedup=view.speedup_table(checked),
-        artifacts=view.artifact_table(checked),
-        curves=view.curve_table(checked),
+        sizes=tables.sizes_table(checked),
+        speed=tables.speed_table(checked),
+        speedup=tables.speedup_table(checked),
+        artifacts=tables.artifact_table(checked),
+        curves=tables.curve_table(checked),
         has_speed=any(m.speed for m in checked.models),
         has_losses=any(m.loss.final is not None for m in checked.models),
         style=_resource("report.css"),

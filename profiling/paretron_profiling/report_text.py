@@ -83,11 +83,13 @@ def verdict(report: Report) -> str:
         return f"{(fastest or best)} {'is the faster' if fastest else 'is the better'} student"
     if tied and close:
         return "No student stands out: equal speed and equal loss within the noise"
-    if tied:
-        return f"{best} is the better student; in speed they do not differ beyond the noise"
-    if close:
-        return f"{fastest} is the faster student; in loss they do not differ"
     said = {h.model: h for h in headlines(report)}
+    if tied:
+        same = f"in speed the students do not differ beyond the noise ({said[best].speed})"
+        return f"{best} is better at {said[best].loss}; {same}"
+    if close:
+        same = f"in loss the students do not differ ({said[fastest].loss})"
+        return f"{fastest} is {said[fastest].speed}; {same}"
     if fastest == best:
         return f"{said[fastest].sentence}: both the fastest and the best student"
     return f"{fastest} is {said[fastest].speed}, {best} is better at {said[best].loss}"

@@ -19,8 +19,10 @@ from paretron.artifacts.models import load_model
 from paretron.artifacts.reader import Checkpoint
 from paretron.data.order import batch_window_ids
 from paretron.data.store import TokenStore
+from paretron.distill.loop import adamw
 from paretron.distill.stage import train
 from paretron.errors import Code, ParetronError
+from paretron.recipe import Distill
 from pico import PICO_FAMILIES
 
 Arguments = Callable[..., dict[str, Any]]
@@ -252,3 +254,12 @@ def test_the_provenance_is_published_as_given(arguments: Arguments) -> None:
     train(**given | {"provenance": provenance})
     manifest = verify(given["out"])
     assert (manifest["kind"], manifest["parents"], manifest["seed"]) == ("x", {"a": "b"}, 3)
+
+
+def test_only_matrices_decay(arguments: Arguments) -> None:
+    model = load_model(arguments(family="nemotron")["student"])
+    decaying, sparing = adamw(model, Distill(tokens=1, weight_decay=0.3)).param_groups
+    assert (decaying["weight_decay"], sparing["weight_decay"]) == (0.3, 0.0)
+    assert {p.dim() for p in decaying["params"]} == {2}
+    assert {p.dim() for p in sparing["params"]} == {1}
+    assert len(decaying["params"]) + len(sparing["params"]) == len(list(model.parameters()))

@@ -156,6 +156,11 @@ def test_r8_answers_at_once(id: str, recipe: Path) -> None:
     assert (exit_code, heavy) == (2, [])
 
 
+@pytest.mark.parametrize("verb", ["plan", "inspect", "verify"])
+def test_r8_a_path_that_the_system_refuses(verb: str, refused: Refused, tmp_path: Path) -> None:
+    refused(verb, tmp_path / ("x" * 300), code=Code.USAGE, names="x" * 80)
+
+
 # id -> the student, and what the message must say besides its key
 TARGETS = {
     "larger": ("{hidden: 65}", "at most 64"),
@@ -243,6 +248,14 @@ def test_r14_a_shipped_recipe_is_valid_and_plans(path: Path, cli: Cli, tmp_path:
     assert all(c in lacking or c.split(".")[0] in lacking for c in codes), plan["problems"]
     for student, params in STUDENT_PARAMS.get(path.stem, {}).items():
         assert plan["students"][student]["params"] == params
+
+
+def test_a_copied_recipe_is_the_recipe(cli: Cli, refused: Refused, tmp_path: Path) -> None:
+    copy = tmp_path / "new/folder/mine.yaml"
+    assert cli("recipes", "cp", "quickstart", copy).code == 0
+    assert copy.read_bytes() == (TREE / "recipes/quickstart.yaml").read_bytes()
+    refused("recipes", "cp", "quickstart", copy, code=Code.OUT_EXISTS, names="--overwrite")
+    refused("recipes", "cp", "quickstar", copy, code=Code.USAGE, names="quickstart")
 
 
 def test_version_and_help_say_the_same_name() -> None:

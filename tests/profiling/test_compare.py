@@ -162,6 +162,16 @@ def test_speedups_name_rule_and_batches() -> None:
         assert Speedup.from_json(json.loads(json.dumps(s.to_json(), allow_nan=False))) == s
 
 
+def test_an_engine_that_takes_less_caps_the_batch() -> None:
+    (cell,) = cells("e", models=[TEACHER, WIDTH], profile=_profile(batches=[2]), largest_batch=4)
+    assert [(u.model, u.work.batch) for u in cell.units][-1] == ("width", 4)
+    measured = {"teacher": [_measurement(2, [1.0])], "width": [_measurement(4, [1.0])]}
+    (found,) = speedups(measured, models=[TEACHER, WIDTH], largest_batches={"e": 4})
+    assert (found.rule, found.batch, found.limit) == (SAME_MEMORY, 4, "cap")
+    # What was not measured, because a run ended early, is not made up from another batch.
+    assert speedups(measured, models=[TEACHER, WIDTH], largest_batches={"e": None}) == ()
+
+
 def test_without_a_teacher_there_is_no_ratio() -> None:
     assert speedups({"width": [_measurement(2, [1.0])]}, models=[WIDTH]) == ()
 

@@ -131,6 +131,8 @@ def test_all_problems_before_anything_runs(models: list[ModelUnderTest]) -> None
     assert caught.value.exit_code == 2
     assert not events
     assert len(check_engines(profile)) == 2
+    (problem,) = check_engines(profile_of("ortgenai", batches=[1, 33]))
+    assert "at most 32, not 33" in problem.cause
 
 
 def test_an_export_that_no_model_has(teacher: ModelUnderTest) -> None:

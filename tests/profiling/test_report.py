@@ -189,8 +189,12 @@ FASTER, SLOWER = (1.5, 1.4, 1.6), (0.8, 0.7, 0.9)
     ("ratios", "losses", "said"),
     [
         ({"width": FASTER, "depth": (1.2, 1.1, 1.3)}, {}, "width: 1.50× faster, +0.11 nats: both"),
-        ({"width": FASTER, "depth": (1.55, 1.45, 1.7)}, {}, "in speed they do not differ"),
-        ({"width": FASTER, "depth": (2.0, 1.9, 2.1)}, {"depth": 3.524}, "in loss they do not"),
+        ({"width": FASTER, "depth": (1.55, 1.45, 1.7)}, {}, "in speed the students do not differ"),
+        (
+            {"width": FASTER, "depth": (2.0, 1.9, 2.1)},
+            {"depth": 3.524},
+            "faster; in loss the students do not",
+        ),
         ({"width": FASTER, "depth": FASTER}, {"depth": 3.523}, "No student stands out"),
         ({"width": SLOWER, "depth": FASTER}, {}, "depth is 1.50× faster, width is better"),
         ({"width": FASTER, "depth": (2.0, 1.9, 2.1)}, {"width": 3.30}, "better at −0.11 nats"),
@@ -229,6 +233,16 @@ def test_doubtful_measurements_are_named() -> None:
     text = read(build_report(report)).text
     assert "repeats differ by more than 5%" in text
     assert all(d in text for d in doubts(report))
+
+
+def test_checks_of_artifacts_are_told() -> None:
+    content = example_report()
+    text = read(build_report(content)).text
+    assert "passed: logits (max_abs 8.1e-06, limit 0.0001); greedy tokens" in text
+    assert "FAILED" not in text
+    content["models"][1]["artifacts"][0]["checks"][1]["passed"] = False
+    text = read(build_report(content)).text
+    assert "FAILED: greedy tokens. passed: logits (max_abs" in text
 
 
 def test_captions_state_conditions() -> None:

@@ -64,7 +64,7 @@ def test_report_holds_what_was_made_and_measured(finished: Path) -> None:
 def test_every_artifact_verifies_and_events_tell(finished: Path) -> None:
     run = finished / "run"
     for stage in sorted((run / "stages").iterdir()):
-        verify(stage)
+        verify(stage)  # nothing else lies among them
     assert paretron("verify", run).returncode == 0
     steps = [e for e in events(run) if e["stage"] == "width.distill" and e["kind"] == "step"]
     assert len(steps) == RECIPE["distill"]["tokens"] // (32 * RECIPE["distill"]["global_batch"])
@@ -138,12 +138,13 @@ def test_killed_at_ten_random_moments_ends_with_the_same_bytes(
     for _ in range(10):
         logged = len(events(out)) if (out / "events.jsonl").is_file() else 0
         process = start(finished / "recipe.yaml", out, *quiet)
-        # The moments are spread over the work: they count from the first new event.
+        # Moments are counted in events, not seconds: most of a second is imports.
+        wanted = logged + generator.randrange(1, 30)
         while process.poll() is None and (
-            not (out / "events.jsonl").is_file() or len(events(out)) <= logged
+            not (out / "events.jsonl").is_file() or len(events(out)) < wanted
         ):
-            time.sleep(0.05)
-        time.sleep(generator.random() * 5)
+            time.sleep(0.01)
+        time.sleep(generator.random() * 0.2)
         process.kill()
         process.wait()
         killed_in.append(events(out)[-1]["stage"])
@@ -157,14 +158,10 @@ def test_killed_at_ten_random_moments_ends_with_the_same_bytes(
 
 def test_sigterm_exits_75_and_the_same_command_continues(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    longer = (
-        "--set",
-        "distill.tokens=40960",
-        "--set",
-        "profile=null",
-        "--set",
-        "export=[{to: hf}]",
-    )
+    settings = (
+        "distill.tokens=12288", "distill.checkpoint_every=40", "profile=null", "export=[{to: hf}]"
+    )  # fmt: skip
+    longer = tuple(part for setting in settings for part in ("--set", setting))
     process = start(finished / "recipe.yaml", out, *longer)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -175,7 +172,7 @@ def test_sigterm_exits_75_and_the_same_command_continues(finished: Path, tmp_pat
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 75, stderr.decode()
-    assert "continues" in stderr.decode()
+    assert "same command" in stderr.decode()
     steps_before = [e["step"] for e in events(out) if e["kind"] == "step"
                     and e["stage"] == "width.distill"]  # fmt: skip
     done = paretron("run", finished / "recipe.yaml", "--out", out, *longer)

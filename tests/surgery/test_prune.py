@@ -21,11 +21,11 @@ from paretron.artifacts.reader import Checkpoint
 from paretron.errors import Code, ParetronError
 from paretron.families import expected_tensors, parameter_counts, sizes
 from paretron.recipe import Prune, Score
-from paretron.surgery.checks import check_reload
 from paretron.surgery.prune import prune, write_pruned
 from paretron.surgery.selection import choose
 from pico import PICO_FAMILIES, make_pico
 from picoscores import IDS, gone, prune_to, random_scores
+from reload import check_reload
 
 
 @torch.no_grad()

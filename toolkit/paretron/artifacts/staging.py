@@ -80,26 +80,43 @@ def refuse_overlap(out: Path, source: Path) -> None:
 def locked(path: Path, *, what: str) -> Iterator[None]:
     """Hold an exclusive lock file, or fail at once with LOCKED naming its holder.
 
-    The kernel frees the lock when its holder dies, so a killed process never blocks the next.
+    The kernel frees the lock when its holder dies, so a killed process never blocks the next. The
+    file is removed with the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ParetronError(
-                Problem(
-                    Code.LOCKED,
-                    f"another process is writing it: {_holder(f)}",
-                    where=what,
-                    fix="wait for it, or stop it",
-                )
-            ) from error
+    with _lock_file(path, what) as f:
         f.seek(0)
         f.truncate()
         f.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         f.flush()
-        yield
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _lock_file(path: Path, what: str) -> TextIO:
+    """The opened and locked file at `path`; again when its last holder has just removed it."""
+    while True:
+        f = path.open("a+")
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            with f:
+                raise ParetronError(
+                    Problem(
+                        Code.LOCKED,
+                        f"another process is writing it: {_holder(f)}",
+                        where=what,
+                        fix="wait for it, or stop it",
+                    )
+                ) from error
+        try:
+            if os.fstat(f.fileno()).st_ino == path.stat().st_ino:
+                return f
+        except FileNotFoundError:
+            pass
+        f.close()
 
 
 def _holder(f: TextIO) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -29,6 +30,12 @@ from paretron.cli import (
 )
 from paretron.cli.output import say_problems
 from paretron.errors import Code, ParetronError, Problem
+
+# A path that the system refuses is the user's to change, not a bug of ours.
+_PATH_REFUSED = (
+    errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM,
+    errno.EROFS,
+)  # fmt: skip
 
 app = typer.Typer(
     name="paretron",
@@ -101,3 +108,16 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone
         return 0
+    except OSError as error:
+        if error.errno not in _PATH_REFUSED:
+            raise
+        if verbose:
+            traceback.print_exc()
+        problem = Problem(
+            Code.USAGE,
+            str(error.strerror),
+            where=str(error.filename)[:200],
+            fix="name a path that this user may use",
+        )
+        say_problems([problem], as_json=as_json)
+        return Code.USAGE.exit

@@ -49,6 +49,7 @@ def copy(
         raise ParetronError(
             Problem(Code.OUT_EXISTS, "already exists", where=str(target), fix="add --overwrite")
         )
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(source.read_bytes())
     typer.echo(str(target))
 

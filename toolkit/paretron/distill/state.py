@@ -92,7 +92,8 @@ class StateFolder:
                 return path
             except ParetronError as error:
                 if error.problems[0].code is Code.RUN_MISMATCH:
-                    return self._start_over(error)
+                    self._start_over(error)
+                    return None
                 damage += error.problems
                 message = f"checkpoint passed over: {error.problems[0]}"
                 self.on_event("note", {"message": message})

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from paretron.artifacts.config import DTYPE_NAMES, read_config
 from paretron.artifacts.hub import locate
 from paretron.artifacts.reader import INDEX, SINGLE, Checkpoint
+from paretron.data.sources import source_files
 from paretron.errors import Code, ParetronError, Problem
 from paretron.families import family_of, sizes
 from paretron.recipe import Recipe, TextSource
-
-TEXT_SUFFIXES = (".jsonl", ".txt")
 
 
 @dataclass(frozen=True)
@@ -121,23 +119,18 @@ def data_problems(recipe: Recipe, config: Mapping[str, Any]) -> list[Problem]:
 
 
 def _file_problems(where: str, source: TextSource) -> list[Problem]:
-    if source.path is None:
-        return []
-    files = [Path(p) for p in sorted(glob.glob(source.path, recursive=True))]
-    files = [p for p in files if p.is_file()]
-    if not files:
-        cause, at = "no file matches", source.path
-    elif wrong := [p for p in files if p.suffix not in TEXT_SUFFIXES]:
-        cause, at = f"not one of {', '.join(TEXT_SUFFIXES)}", str(wrong[0])
-    elif not sum(p.stat().st_size for p in files):
-        cause, at = "the text is empty", source.path
-    else:
+    """No file, a file of another kind, or only empty ones; found from names and sizes alone."""
+    try:
+        files = source_files(source)
+    except ParetronError as error:
+        return [replace(p, where=f"{where}.path: {p.where}") for p in error.problems]
+    if any(p.stat().st_size for p in files):
         return []
     return [
         Problem(
             Code.INPUT_CORPUS,
-            cause,
-            where=f"{where}.path: {at}",
-            fix='.jsonl with {"text": ...} a line, or .txt',
+            "the text is empty",
+            where=f"{where}.path: {source.path}",
+            fix="name files that hold some",
         )
     ]

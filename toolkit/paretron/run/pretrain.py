@@ -67,7 +67,7 @@ def _train(context: Context, pretrain: Pretrain, *, out: Path) -> None:
                     pretrain.data,
                     folder / "train",
                     tokenizer=start,
-                    max_tokens=pretrain.data.tokens or pretrain.tokens,
+                    max_tokens=pretrain.data.tokens,
                 )
         train(
             start,

@@ -89,7 +89,7 @@ def score(context: Context) -> None:
 
 
 def prune(context: Context) -> None:
-    """One student's shape cut out of the teacher, and seen to load."""
+    """One student's shape cut out of the teacher."""
     from paretron.artifacts.config import family_and_config
     from paretron.surgery.prune import prune as prune_checkpoint
 
