@@ -1,4 +1,4 @@
-"""What the page shows: rows of its tables, and the data of its figures."""
+"""What the page shows at a glance: cards of the students, and the data of its figures."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def say_json(value: object) -> None:
 
 def count_text(number: float) -> str:
     """4512746496 -> 4.51B."""
-    for scale, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+    for scale, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= scale:
             return f"{number / scale:.2f}{unit}"
     return f"{number:.0f}"

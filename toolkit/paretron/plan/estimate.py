@@ -78,8 +78,9 @@ def _cost(
             largest = student.sizes["vocab"] * teacher.sizes["hidden"] * BYTES_OF[teacher.dtype]
             return 0, 2 * largest, student.weight_bytes
         case "data":
-            tokens = sum(s.tokens or 0 for s in (recipe.data.train, recipe.data.validation))
-            return 0, 0, 4 * tokens
+            # As many tokens as are named; a text without a bound is read whole, unknown here.
+            train = recipe.data.train.tokens or recipe.distill.tokens
+            return 0, 0, 4 * (train + (recipe.data.validation.tokens or 0))
         case "export":
             facts = student or teacher
             return 0, 2 * facts.weight_bytes, facts.weight_bytes

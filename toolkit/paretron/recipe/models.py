@@ -32,6 +32,7 @@ def _plain_data(value: dict[str, Any]) -> dict[str, Any]:
 _NUMBER = BeforeValidator(_written_as_number)
 Positive = Annotated[int, _NUMBER, Field(gt=0, le=10**9)]
 Count = Annotated[int, _NUMBER, Field(ge=0, le=10**9)]
+SeqLen = Annotated[int, _NUMBER, Field(ge=2, le=10**9)]  # a token is learned from the one before it
 # 2.0e9 is how people write tokens; the value must still be a whole number.
 Tokens = Annotated[int, _NUMBER, Field(gt=0, le=10**15)]
 Rate = Annotated[float, _NUMBER, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -66,14 +67,14 @@ class TextSource(Section):
 class TokenisedSource(TextSource):
     """Text cut into windows of `seq_len` tokens; `tokens` bounds how much of it is read."""
 
-    seq_len: Positive = 2048
+    seq_len: SeqLen = 2048
     tokens: Tokens | None = None
 
 
 class Calibration(TextSource):
     """The text that importance is measured on: `samples` windows drawn by seed."""
 
-    seq_len: Positive = 2048
+    seq_len: SeqLen = 2048
     samples: Positive = 1024
 
 
