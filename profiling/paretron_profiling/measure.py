@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 
 import paretron
 from paretron.errors import Code, ParetronError, Problem, raise_all
+from paretron.plugins import ENGINES, find_plugin
 from paretron.recipe import Profile
 from paretron_profiling import machine
 from paretron_profiling.compare import speedups
 from paretron_profiling.engines.engine import Engine, EngineSettings, Session
-from paretron_profiling.engines.registry import find_engine
 from paretron_profiling.models import ModelUnderTest
 from paretron_profiling.prompts import random_prompts
 from paretron_profiling.result import ProfileResult, ProfileStopped
@@ -32,7 +32,7 @@ def check_engines(profile: Profile) -> list[Problem]:
     problems: list[Problem] = []
     for settings in profile.engines:
         try:
-            engine = find_engine(settings.name)
+            engine = find_plugin(ENGINES, settings.name, where="profile.engines")
         except ParetronError as error:
             problems += error.problems
             continue
@@ -105,7 +105,7 @@ class _Run:
 
     def engine(self, settings: EngineSettings) -> None:
         """Measure all models on one engine."""
-        engine = find_engine(settings.name)
+        engine = find_plugin(ENGINES, settings.name, where="profile.engines")
         models = [m for m in self.models if engine.wants in m.folders]
         self.largest_batches[engine.name] = engine.largest_batch
         plan = list(

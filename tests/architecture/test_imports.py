@@ -59,11 +59,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "paretron_profiling.measure",
         "paretron_profiling.models",
         "paretron_profiling.report",
+        "paretron_profiling.result",
         "paretron_profiling.report_schema",
         "paretron_profiling.schema",
     },
     "paretron_exporters": PLUGIN,
-    "paretron_profiling": PLUGIN,
+    "paretron_profiling": PLUGIN | {"paretron.plugins"},
 }
 MAY_IMPORT["paretron.cli"] = {
     *MAY_IMPORT["paretron.run"],

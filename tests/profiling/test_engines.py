@@ -14,10 +14,10 @@ import torch
 
 from paretron.artifacts.models import load_model
 from paretron.errors import Code, ParetronError
+from paretron.plugins import ENGINES, find_plugin
 from paretron.recipe import Engine as EngineSettings
 from paretron_profiling.engines.engine import Engine, Limits, Session, compute_dtype, release
 from paretron_profiling.engines.ortgenai import ENGINE as ORTGENAI
-from paretron_profiling.engines.registry import find_engine
 from paretron_profiling.engines.transformers_eager import ENGINE as TRANSFORMERS
 from paretron_profiling.engines.vllm_offline import ENGINE as VLLM
 from paretron_profiling.models import ModelUnderTest
@@ -176,13 +176,11 @@ def test_vllm_needs_an_interpreter_that_has_it(python: Path | None, cause: str) 
 
 
 def test_engines_by_name() -> None:
-    assert [find_engine(n) for n in ("ortgenai", "transformers", "vllm")] == [
-        ORTGENAI,
-        TRANSFORMERS,
-        VLLM,
-    ]
+    names = ("ortgenai", "transformers", "vllm")
+    found = [find_plugin(ENGINES, name, where="engine") for name in names]
+    assert found == [ORTGENAI, TRANSFORMERS, VLLM]
     with pytest.raises(ParetronError, match="ortgenai") as caught:
-        find_engine("ortgen")
+        find_plugin(ENGINES, "ortgen", where="engine")
     assert caught.value.problems[0].code is Code.RECIPE_VALUE
 
 

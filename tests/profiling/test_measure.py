@@ -174,7 +174,7 @@ def test_an_engine_that_dies_leaves_a_partial_result(
 ) -> None:
     # Warm-up and one whole round of 2 models, then the teacher of the second round.
     engine = Faulty(answers=2 + 2 + 1)
-    monkeypatch.setattr(measure, "find_engine", lambda name: engine)
+    monkeypatch.setattr(measure, "find_plugin", lambda group, name, *, where: engine)
     same_size = [models[0], ModelUnderTest("width", "width", models[1].folders, models[0].facts)]
     with pytest.raises(ProfileStopped) as caught:
         profile_models(same_size, profile=profile_of("ortgenai", batches=[1]))
@@ -194,7 +194,9 @@ def test_an_engine_that_dies_leaves_a_partial_result(
 def test_an_answer_that_stops_early_is_no_measurement(
     models: list[ModelUnderTest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure, "find_engine", lambda name: Faulty(answers=99, cut=1))
+    monkeypatch.setattr(
+        measure, "find_plugin", lambda group, name, *, where: Faulty(answers=99, cut=1)
+    )
     with pytest.raises(ProfileStopped, match=r"answers of \[5\] tokens") as caught:
         profile_models(models[:1], profile=profile_of("ortgenai", batches=[1]))
     assert caught.value.partial.measurements == {"teacher": ()}

@@ -82,7 +82,7 @@ def test_killed_in_the_middle_of_a_run(
         if kind == "profile.sample" and fields["round"] == 1:
             os.killpg(session.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(measure, "find_engine", lambda name: Opened())
+    monkeypatch.setattr(measure, "find_plugin", lambda group, name, *, where: Opened())
     profile = Profile.model_validate(
         {"engines": [{"name": "vllm"}], "batches": [2], "lengths": [[8, 4]], "repeats": 4}
     )

@@ -22,7 +22,7 @@ def verify(
 
     artifacts = [folder]
     if not (folder / MANIFEST).is_file() and (folder / "stages").is_dir():
-        artifacts = sorted(p for p in (folder / "stages").iterdir() if not p.name.startswith("."))
+        artifacts = sorted(p for p in (folder / "stages").iterdir() if p.is_dir())
         artifacts += [p for p in [folder / "report"] if p.is_dir()]
     files = total = 0
     for artifact in artifacts:

@@ -16,6 +16,7 @@ from paretron.run.events import OnEvent
 from paretron.run.runner import Context
 from paretron_profiling.measure import profile_models
 from paretron_profiling.models import TEACHER, ModelFacts, ModelUnderTest
+from paretron_profiling.result import ProfileStopped
 
 PROFILE = "profile.json"
 
@@ -68,8 +69,18 @@ def publish_profile(
     overwrite: bool,
     on_event: OnEvent,
 ) -> None:
-    """Measure and write profile.json, raw samples included."""
-    result = profile_models(models, profile=profile, seed=seed, on_event=on_event)
+    """Measure and write profile.json, raw samples included.
+
+    When an engine fails, what was measured until then is kept beside `out`, marked incomplete.
+    """
+    try:
+        result = profile_models(models, profile=profile, seed=seed, on_event=on_event)
+    except ProfileStopped as stopped:
+        partial = out.with_name(f"{out.name}-incomplete.json")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        dump(partial, stopped.partial.to_json())
+        on_event("note", {"message": f"measured until then: {partial}"})
+        raise
     with staged(out, provenance=provenance, overwrite=overwrite) as folder:
         dump(folder / PROFILE, result.to_json())
 
