@@ -121,6 +121,48 @@ def test_a_changed_text_is_refused(finished: Path, tmp_path: Path) -> None:
     assert "content" in refused.stderr
 
 
+def test_more_to_train_on_is_another_text(finished: Path, tmp_path: Path) -> None:
+    """How much text is kept follows from the training where the recipe does not say."""
+    copy = copy_of(finished, tmp_path)
+    refused = paretron(
+        "run", finished / "recipe.yaml", "--out", copy / "run", "--set", "distill.tokens=1024"
+    )
+    assert refused.returncode == 2
+    assert "settings.tokens.train: 768 -> 1024" in refused.stderr
+    # Every stage that another recipe made is named before any work is done.
+    assert "stages/width.distill" in refused.stderr
+    assert "stages/depth.distill" in refused.stderr
+
+
+def test_a_section_added_later_makes_the_report_again(finished: Path, tmp_path: Path) -> None:
+    copy = copy_of(finished, tmp_path)
+    shutil.rmtree(copy / "run/stages/profile")
+    command = ("run", finished / "recipe.yaml", "--out", copy / "run")
+    assert paretron(*command, "--set", "profile=null").returncode == 0
+    without = json.loads((copy / "run/report/report.json").read_text())
+    assert without["speedup"] == []
+    assert paretron(*command).returncode == 0
+    assert json.loads((copy / "run/report/report.json").read_text())["speedup"]
+
+
+def test_out_inside_the_teacher_is_refused_before_anything_is_written(
+    finished: Path, tmp_path: Path
+) -> None:
+    copy = copy_of(finished, tmp_path)
+    before = sorted(p.name for p in (copy / "teacher").iterdir())
+    done = paretron("run", copy / "recipe.yaml", "--out", copy / "teacher" / "run")
+    assert done.returncode == 2
+    assert sorted(p.name for p in (copy / "teacher").iterdir()) == before
+
+
+def test_a_rehearsal_never_replaces_a_run(finished: Path) -> None:
+    before = hashes(finished / "run")
+    done = paretron("check", finished / "recipe.yaml", "--out", finished / "run")
+    assert done.returncode == 2
+    assert "already exists" in done.stderr
+    assert hashes(finished / "run") == before
+
+
 def start(recipe: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "paretron", "run", str(recipe), "--out", str(out), "-q", *more],

@@ -24,8 +24,8 @@ class Located:
 def locate(model: str, *, revision: str, offline: bool, weights: bool) -> Located:
     """The folder of a model: downloaded only when it is a hub id, and never with `offline`.
 
-    With `weights` false only config.json is asked for. INPUT_MISSING when there is no such folder
-    or hub id, INPUT_OFFLINE when it would have to be downloaded.
+    With `weights` false the weights are left where they are. INPUT_MISSING when there is no such
+    folder or hub id, INPUT_OFFLINE when it would have to be downloaded.
     """
     path = Path(model)
     if path.is_absolute() or path.is_dir():
@@ -59,7 +59,8 @@ def _from_hub(model: str, revision: str, *, offline: bool, weights: bool) -> Loc
         folder = snapshot_download(
             model,
             revision=revision,
-            allow_patterns=list(PATTERNS) if weights else ["config.json"],
+            allow_patterns=list(PATTERNS),
+            ignore_patterns=None if weights else ["*.safetensors", "*.index.json"],
             local_files_only=offline,
         )
     except LocalEntryNotFoundError as error:

@@ -89,6 +89,15 @@ def run_job(job: Job, *, on_event: OnEvent) -> None:
             trainer = _prepare(job, world, stop, on_event if world.leads else _silent)
             history = trainer.run()
         _publish(job, trainer, history)
+        if stop.made:  # too late for this training, in time for what comes after it
+            raise ParetronError(
+                Problem(
+                    Code.INTERRUPTED,
+                    "stopped on request; this training is complete",
+                    where=str(job.out),
+                    fix="run the same command again to go on",
+                )
+            )
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def model_facts(config: Mapping[str, Any], *, dtype: str) -> ModelFacts:
         non_embedding_params=counts.non_embedding,
         dtype=dtype,
         weight_bytes=counts.total * BYTES_OF[dtype],
-        kv_bytes_per_token=kv_bytes_per_token(family, config),
+        kv_bytes_per_token=kv_bytes_per_token(family, config, bytes_per_value=BYTES_OF[dtype]),
         forward_flops_per_token=_matrix_flops(family, config, size),
         attention_flops_per_token_and_position=(
             4 * size["layers"] * size["kv_heads"] * size["q_per_kv"] * size["head_dim"]

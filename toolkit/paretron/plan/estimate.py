@@ -13,7 +13,7 @@ from paretron.plan.cost import (
     ModelFacts,
 )
 from paretron.plan.hardware import Hardware
-from paretron.plan.stages import Stage
+from paretron.plan.stages import Stage, token_limits
 from paretron.recipe import Recipe, Training
 
 KEPT_CHECKPOINTS = 2
@@ -53,8 +53,17 @@ def estimate_stages(
             out[stage.name] = Estimate()
             continue
         flops, memory, disk = _cost(stage, recipe, teacher, student)
-        out[stage.name] = Estimate(flops, flops / hardware.flop_s, memory, disk)
+        processes = _processes(stage, recipe) if hardware.is_gpu else 1
+        seconds = flops / hardware.flop_s / processes
+        out[stage.name] = Estimate(flops, seconds, memory // processes, disk)
     return out
+
+
+def _processes(stage: Stage, recipe: Recipe) -> int:
+    """How many devices share a stage's work; those of a CPU are one device all the same."""
+    sections: dict[str, Training | None] = {"correct": recipe.correct, "distill": recipe.distill}
+    section = sections.get(stage.kind)
+    return section.processes if section else 1
 
 
 def _cost(
@@ -79,8 +88,7 @@ def _cost(
             return 0, 2 * largest, student.weight_bytes
         case "data":
             # As many tokens as are named; a text without a bound is read whole, unknown here.
-            train = recipe.data.train.tokens or recipe.distill.tokens
-            return 0, 0, 4 * (train + (recipe.data.validation.tokens or 0))
+            return 0, 0, 4 * sum(n or 0 for n in token_limits(recipe).values())
         case "export":
             facts = student or teacher
             return 0, 2 * facts.weight_bytes, facts.weight_bytes
@@ -95,7 +103,7 @@ def _cost(
 def _training(model: ModelFacts, training: Training, seq_len: int) -> tuple[int, int, int]:
     """A backward pass costs two forward passes; AdamW keeps fp32 weights and moments."""
     flops = 3 * model.forward_flops(tokens=training.tokens, seq_len=seq_len)
-    memory = ADAM_BYTES_PER_PARAM * model.params // training.processes
+    memory = ADAM_BYTES_PER_PARAM * model.params
     # The newest checkpoints stay beside the result until the run is done.
     disk = KEPT_CHECKPOINTS * CHECKPOINT_BYTES_PER_PARAM * model.params + model.weight_bytes
     return flops, memory, disk

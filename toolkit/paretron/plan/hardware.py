@@ -26,6 +26,7 @@ class Hardware:
     flop_s: float
     memory_bytes: int
     basis: str
+    is_gpu: bool
 
 
 def detect() -> Hardware:
@@ -45,7 +46,11 @@ def _gpu() -> Hardware | None:
     name, memory = (part.strip() for part in done.stdout.splitlines()[0].rsplit(",", 1))
     rate = next((r for known, r in _GPU_FLOP_S.items() if known in name), 100e12)
     return Hardware(
-        name, rate * _ATTAINED, int(memory) << 20, f"{_ATTAINED:.0%} of the vendor's bf16 rate"
+        name,
+        rate * _ATTAINED,
+        int(memory) << 20,
+        f"{_ATTAINED:.0%} of the vendor's bf16 rate",
+        is_gpu=True,
     )
 
 
@@ -66,7 +71,13 @@ def _cpu() -> Hardware:
         rate * _ATTAINED,
         memory,
         f"{_ATTAINED:.0%} of a measured fp32 matrix product",
+        is_gpu=False,
     )
+
+
+def written_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder; 0 when it is not there."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
 def free_disk_bytes(path: Path) -> int:

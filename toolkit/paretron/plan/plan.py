@@ -13,7 +13,7 @@ from paretron.families import family_of, sizes
 from paretron.families.table import with_sizes
 from paretron.plan.cost import ModelFacts, model_facts
 from paretron.plan.estimate import Estimate, estimate_stages
-from paretron.plan.hardware import Hardware, detect, free_disk_bytes
+from paretron.plan.hardware import Hardware, detect, free_disk_bytes, written_bytes
 from paretron.plan.shapes import student_sizes, target_problems
 from paretron.plan.sources import data_problems, find_teacher
 from paretron.plan.stages import Stage, stages_of
@@ -103,7 +103,7 @@ def make_plan(recipe: Recipe, *, out: Path, offline: bool) -> Plan:
     hardware = detect()
     estimates = estimate_stages(stages, recipe, teacher, students, hardware)
     disk, free = sum(e.disk_bytes for e in estimates.values()), free_disk_bytes(out)
-    if disk > free:
+    if disk > free + written_bytes(out):  # what a run has written already need not be free
         problems.append(
             Problem(
                 Code.DISK,

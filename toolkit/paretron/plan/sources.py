@@ -48,7 +48,8 @@ def find_teacher(recipe: Recipe, *, offline: bool) -> FoundTeacher:
         try:
             dtype = Checkpoint.open(located.folder).dtype
         except ParetronError as error:
-            problems += error.problems
+            if not from_hub:  # an unfinished download goes on when the run starts
+                problems += error.problems
         if not (located.folder / "tokenizer.json").is_file():
             problems.append(
                 Problem(
@@ -101,11 +102,16 @@ def data_problems(recipe: Recipe, config: Mapping[str, Any]) -> list[Problem]:
                     fix=f"at most {longest}",
                 )
             )
-    training = {"distill": recipe.distill, "correct": recipe.correct}
-    for name, section in training.items():
+    pretrain = recipe.teacher.pretrain
+    training = [
+        ("distill", recipe.distill, recipe.data.train.seq_len),
+        ("correct", recipe.correct, recipe.data.train.seq_len),
+        ("teacher.pretrain", pretrain, pretrain.data.seq_len if pretrain else 0),
+    ]
+    for name, section, seq_len in training:
         if section is None:
             continue
-        step = section.global_batch * recipe.data.train.seq_len
+        step = section.global_batch * seq_len
         if section.tokens < step:
             problems.append(
                 Problem(

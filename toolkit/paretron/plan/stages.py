@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from paretron.recipe import Recipe
 
-TEACHER = "teacher"
+TEACHER, REPORT = "teacher", "report"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def _stages(
 ) -> Iterator[Stage]:
     seed = {"seed": recipe.seed}
     yield Stage(TEACHER, "teacher", {}, _plain(recipe.teacher) | seed)
-    yield Stage("data", "data", {"tokenizer": TEACHER}, _plain(recipe.data))
+    yield Stage("data", "data", {"tokenizer": TEACHER},
+                {"data": _plain(recipe.data), "tokens": token_limits(recipe)})  # fmt: skip
     teacher = TEACHER
     if recipe.correct is not None:
         yield Stage("correct", "correct", {"student": TEACHER, "data": "data"},
@@ -117,7 +118,14 @@ def _stages(
             },
             {"profile": _plain(recipe.profile)} | seed,
         )
-    yield Stage("report", "report", _report_inputs(recipe, evaluations, artifacts), {})
+    yield Stage(REPORT, REPORT, _report_inputs(recipe, evaluations, artifacts), {})
+
+
+def token_limits(recipe: Recipe) -> dict[str, int | None]:
+    """How many tokens of each text are kept: as stated, else what training can use; None is all."""
+    used = max(recipe.distill.tokens, recipe.correct.tokens if recipe.correct else 0)
+    stated = {name: source.tokens for name, source in recipe.data}
+    return stated | {"train": stated["train"] or used}
 
 
 def _report_inputs(

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from paretron.errors import Code, ParetronError, Problem
-from paretron.recipe.models import Recipe
+from paretron.recipe.models import Recipe, TextSource
 from paretron.recipe.yamlfile import parse_scalar, read_yaml
 
 
@@ -92,29 +92,24 @@ def _index(node: list[Any], part: str, text: str) -> int:
 def _with_paths(recipe: Recipe, base: Path) -> Recipe:
     """Relative paths in a recipe are relative to the recipe, wherever it is run from."""
 
-    def near(text: str | None) -> str | None:
-        return text if text is None else str((base / os.path.expanduser(text)).absolute())
+    def near(text: str) -> str:
+        return str((base / os.path.expanduser(text)).absolute())
 
-    data = recipe.data.model_copy(
-        update={
-            name: source.model_copy(update={"path": near(source.path)})
-            for name, source in recipe.data
-        }
-    )
+    def near_text(source: TextSource) -> TextSource:
+        return source.model_copy(update={"path": near(source.path)}) if source.path else source
+
+    data = recipe.data.model_copy(update={name: near_text(source) for name, source in recipe.data})
     teacher = recipe.teacher
     if teacher.model is not None and _is_local(teacher.model, base):
         teacher = teacher.model_copy(update={"model": near(teacher.model)})
     if teacher.pretrain is not None:
-        source = teacher.pretrain.data
-        pretrain = teacher.pretrain.model_copy(
-            update={"data": source.model_copy(update={"path": near(source.path)})}
-        )
+        pretrain = teacher.pretrain.model_copy(update={"data": near_text(teacher.pretrain.data)})
         teacher = teacher.model_copy(update={"pretrain": pretrain})
     profile = recipe.profile
     if profile is not None:
         engines = tuple(
             # absolute, not resolved: a virtual environment is known by its link's place
-            e if e.python is None else e.model_copy(update={"python": (base / e.python).absolute()})
+            e.model_copy(update={"python": Path(near(str(e.python)))}) if e.python else e
             for e in profile.engines
         )
         profile = profile.model_copy(update={"engines": engines})

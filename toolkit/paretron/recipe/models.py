@@ -71,10 +71,9 @@ class TokenisedSource(TextSource):
     tokens: Tokens | None = None
 
 
-class Calibration(TextSource):
+class Calibration(TokenisedSource):
     """The text that importance is measured on: `samples` windows drawn by seed."""
 
-    seq_len: SeqLen = 2048
     samples: Positive = 1024
 
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
+from paretron.artifacts.staging import refuse_existing
 from paretron.errors import raise_all
 from paretron.families import Sizes, family_of, sizes
 from paretron.families.table import with_sizes
@@ -34,6 +35,8 @@ def check_recipe(
     The recipe's own problems come first. Everything written is stamped TEST, and removed
     afterwards unless `out` is named.
     """
+    if out is not None:
+        refuse_existing(out, overwrite=False)  # a rehearsal never replaces the real thing
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paretron-")))
         raise_all(make_plan(recipe, out=folder, offline=offline).problems)
@@ -143,7 +146,7 @@ def _little_text(recipe: Recipe) -> Any:
     few = {"seq_len": SEQ_LEN, "tokens": WINDOWS * SEQ_LEN}
     return data.model_copy(
         update={
-            "calibration": data.calibration.model_copy(update={"seq_len": SEQ_LEN, "samples": 8}),
+            "calibration": data.calibration.model_copy(update=few | {"samples": 8}),
             "train": data.train.model_copy(update=few),
             "validation": data.validation.model_copy(update=few),
         }

@@ -73,16 +73,17 @@ def publish_profile(
 
     When an engine fails, what was measured until then is kept beside `out`, marked incomplete.
     """
+    partial = out.with_name(f"{out.name}-incomplete.json")
     try:
         result = profile_models(models, profile=profile, seed=seed, on_event=on_event)
     except ProfileStopped as stopped:
-        partial = out.with_name(f"{out.name}-incomplete.json")
         partial.parent.mkdir(parents=True, exist_ok=True)
         dump(partial, stopped.partial.to_json())
         on_event("note", {"message": f"measured until then: {partial}"})
         raise
     with staged(out, provenance=provenance, overwrite=overwrite) as folder:
         dump(folder / PROFILE, result.to_json())
+    partial.unlink(missing_ok=True)
 
 
 def models_by_name(named: list[str], *, engine: str) -> list[ModelUnderTest]:

@@ -11,15 +11,15 @@ from paretron.artifacts.hub import locate
 from paretron.artifacts.jsonfile import dump
 from paretron.artifacts.manifest import Provenance
 from paretron.artifacts.reader import Checkpoint
-from paretron.artifacts.staging import locked
+from paretron.artifacts.staging import locked, refuse_overlap
 from paretron.errors import ParetronError, raise_all
 from paretron.plan.plan import Plan
-from paretron.plan.stages import TEACHER, Stage
+from paretron.plan.stages import REPORT, TEACHER, Stage
 from paretron.recipe import Recipe
 from paretron.run.events import EventLog, OnEvent, Watcher
 from paretron.run.signals import interruptible
 from paretron.run.texts import content_identity
-from paretron.run.workspace import Workspace, fingerprint, is_done
+from paretron.run.workspace import Workspace, fingerprint, is_done, refuse_other_recipe
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,14 @@ def run_plan(
     work. INTERRUPTED on SIGTERM or Ctrl-C; running again continues.
     """
     raise_all(plan.problems)
+    if plan.teacher_folder is not None and stamp is None:
+        refuse_overlap(out, plan.teacher_folder)
     workspace = Workspace(out.absolute())
     workspace.root.mkdir(parents=True, exist_ok=True)
     events = EventLog(workspace.root / "events.jsonl", watcher=watcher)
     with locked(workspace.root / ".lock", what=str(out)), events, interruptible():
+        if not overwrite:
+            refuse_other_recipe(workspace, plan.stages)
         dump(workspace.root / "plan.json", plan.as_json())
         dump(workspace.root / "recipe.json", plan.recipe.model_dump(mode="json", by_alias=True))
         places: dict[str, Path] = {}
@@ -79,7 +83,7 @@ def run_plan(
                 continue
             _run_stage(plan, stage, places, workspace, events, stages, overwrite, stamp)
             places[stage.name] = workspace.artifact(stage.name)
-    return workspace.artifact("report")
+    return workspace.artifact(REPORT)
 
 
 def _run_stage(
@@ -94,13 +98,14 @@ def _run_stage(
 ) -> None:
     folders = {role: places[name] for role, name in stage.inputs.items()}
     identities = {role: workspace.identity_of(folder) for role, folder in folders.items()}
-    wanted = fingerprint(stage, identities, content_identity(stage, plan.recipe))
-    out = workspace.artifact(stage.name)
-    if is_done(out, wanted, overwrite=overwrite):
+    wanted = fingerprint(stage, identities, content_identity(stage, plan.recipe, workspace))
+    out, state = workspace.artifact(stage.name), workspace.state(stage.name)
+    replace = overwrite or stage.name == REPORT  # a report costs nothing
+    if is_done(out, wanted, overwrite=replace):
+        shutil.rmtree(state, ignore_errors=True)  # its process may have died right after
         events.emit(stage.name, "reused", {})
         return
     events.emit(stage.name, "started", {})
-    state = workspace.state(stage.name)
     context = Context(
         plan=plan,
         stage=stage,
@@ -115,7 +120,7 @@ def _run_stage(
             stamp=stamp,
             stage=wanted,
         ),
-        overwrite=overwrite or stage.name == "report",
+        overwrite=replace,
         on_event=events.of(stage.name),
         places=places,
     )

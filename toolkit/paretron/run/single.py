@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from paretron.artifacts.manifest import Provenance, identity
 from paretron.artifacts.staging import refuse_existing, refuse_overlap
-from paretron.recipe import Recipe, TextSource, Training
+from paretron.recipe import Recipe, TokenisedSource, Training
 from paretron.run.events import OnEvent
 from paretron.run.signals import interruptible
 from paretron.run.texts import build_store
@@ -35,13 +35,12 @@ def provenance_of(
 
 @contextmanager
 def text_store(
-    source: TextSource, *, tokenizer: Path, max_tokens: int | None = None
+    source: TokenisedSource, *, tokenizer: Path, at_most: int | None = None
 ) -> Iterator[Path]:
-    """A recipe's text as tokens, in a temporary folder."""
+    """A recipe's text as tokens, in a temporary folder; `at_most` where it states no bound."""
     with tempfile.TemporaryDirectory(prefix="paretron-") as folder:
         store = Path(folder) / "tokens"
-        limit = max_tokens or getattr(source, "tokens", None)
-        build_store(source, store, tokenizer=tokenizer, max_tokens=limit)
+        build_store(source, store, tokenizer=tokenizer, max_tokens=source.tokens or at_most)
         yield store
 
 
@@ -69,7 +68,7 @@ def train_alone(
     state = out.parent / f".{out.name}.state"
     with (
         interruptible(),
-        text_store(texts.train, tokenizer=student, max_tokens=settings.tokens) as tokens,
+        text_store(texts.train, tokenizer=student, at_most=settings.tokens) as tokens,
         text_store(texts.validation, tokenizer=student) as validation,
     ):
         train(

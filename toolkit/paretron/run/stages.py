@@ -25,14 +25,14 @@ def data(context: Context) -> None:
     """The recipe's three texts as tokens, by the teacher's tokenizer."""
     from paretron.run.texts import build_store
 
-    recipe = context.recipe
-    limits = {"train": recipe.data.train.tokens or recipe.distill.tokens}
     with staged(context.out, provenance=context.provenance, overwrite=context.overwrite) as folder:
-        for name, source in recipe.data:
+        for name, source in context.recipe.data:
             context.on_event("note", {"message": f"tokenising {name}"})
-            limit = limits.get(name) or getattr(source, "tokens", None)
             build_store(
-                source, folder / name, tokenizer=context.folders["tokenizer"], max_tokens=limit
+                source,
+                folder / name,
+                tokenizer=context.folders["tokenizer"],
+                max_tokens=context.stage.settings["tokens"][name],
             )
 
 

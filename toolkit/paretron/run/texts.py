@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paretron.data.sources import content_sha256, read_documents
+from paretron.data.sources import content_sha256, read_documents, source_files
 from paretron.plan.stages import Stage
 from paretron.recipe import Recipe, TextSource
+from paretron.run.workspace import Workspace
 
 
-def content_identity(stage: Stage, recipe: Recipe) -> str | None:
+def content_identity(stage: Stage, recipe: Recipe, workspace: Workspace) -> str | None:
     """One hash over the texts that a stage reads itself; None for a stage that reads none."""
     if stage.kind == "data":
         sources: list[TextSource] = [source for _, source in recipe.data]
@@ -17,7 +18,12 @@ def content_identity(stage: Stage, recipe: Recipe) -> str | None:
         sources = [recipe.teacher.pretrain.data]
     else:
         return None
-    return "+".join(content_sha256(source)[:16] for source in sources)
+    return "+".join(_identity(source, workspace)[:16] for source in sources)
+
+
+def _identity(source: TextSource, workspace: Workspace) -> str:
+    name = source.path or f"{source.corpus} {source.part}"
+    return workspace.remembered(name, source_files(source), lambda: content_sha256(source))
 
 
 def build_store(

@@ -1,6 +1,6 @@
 """A run's folder: one artifact a stage, known again by its fingerprint.
 
-RUN/recipe.yaml plan.json events.jsonl inputs.json
+RUN/recipe.json plan.json events.jsonl inputs.json
 RUN/stages/NAME/       a stage's artifact, absent or complete
 RUN/state/NAME/        what an interrupted stage resumes from
 RUN/report/            report.html, report.json
@@ -9,7 +9,8 @@ RUN/report/            report.html, report.json
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from typing import Any
 from paretron import __version__
 from paretron.artifacts.jsonfile import dump
 from paretron.artifacts.manifest import MANIFEST, identity, read_manifest
-from paretron.errors import Code, ParetronError, Problem
-from paretron.plan.stages import Stage
+from paretron.errors import Code, ParetronError, Problem, raise_all
+from paretron.plan.stages import REPORT, Stage
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Workspace:
 
     def artifact(self, stage: str) -> Path:
         """Where a stage's artifact stands when it is done; the report lies where people look."""
-        return self.root / stage if stage == "report" else self.root / "stages" / stage
+        return self.root / stage if stage == REPORT else self.root / "stages" / stage
 
     def state(self, stage: str) -> Path:
         """Where a stage keeps what it resumes from."""
@@ -42,19 +43,24 @@ class Workspace:
         """
         if (folder / MANIFEST).is_file():
             return identity(folder)
-        seen = {
-            str(p): [p.stat().st_size, p.stat().st_mtime_ns]
-            for p in sorted(folder.iterdir())
-            if p.is_file()
-        }
+        files = sorted(p for p in folder.iterdir() if p.is_file())
+        return self.remembered(str(folder), files, lambda: identity(folder))
+
+    def remembered(self, name: str, files: Sequence[Path], compute: Callable[[], str]) -> str:
+        """A hash over files, computed again only when a file's size or time has changed."""
+        seen = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
         memory = self.root / "inputs.json"
-        known: dict[str, Any] = json.loads(memory.read_text()) if memory.is_file() else {}
-        entry = known.get(str(folder))
+        try:
+            known: dict[str, Any] = json.loads(memory.read_text())
+        except (OSError, ValueError):  # it is only a memory
+            known = {}
+        entry = known.get(name)
         if entry is None or entry["seen"] != seen:
-            entry = known[str(folder)] = {"seen": seen, "identity": identity(folder)}
-            self.root.mkdir(parents=True, exist_ok=True)
-            dump(memory, known)
-        return str(entry["identity"])
+            entry = known[name] = {"seen": seen, "hash": compute()}
+            half = memory.with_name(f".{memory.name}")
+            dump(half, known)
+            os.replace(half, memory)
+        return str(entry["hash"])
 
 
 def fingerprint(stage: Stage, inputs: Mapping[str, str], content: str | None) -> dict[str, Any]:
@@ -68,6 +74,33 @@ def fingerprint(stage: Stage, inputs: Mapping[str, str], content: str | None) ->
         "content": content,
         "code": __version__,
     }
+
+
+def refuse_other_recipe(workspace: Workspace, stages: Sequence[Stage]) -> None:
+    """RUN_MISMATCH for every stage that another recipe made, before any work is done.
+
+    What a stage's inputs hold is compared when it comes up; settings and their names are known.
+    """
+    problems = []
+    for stage in stages:
+        folder = workspace.artifact(stage.name)
+        if stage.name == REPORT or not (folder / MANIFEST).is_file():
+            continue
+        made = read_manifest(folder)["stage"]
+        before = {"settings": made.get("settings"), "inputs": sorted(made.get("inputs", {}))}
+        now = {"settings": dict(stage.settings), "inputs": sorted(stage.inputs)}
+        if differing := differences(before, now):
+            problems.append(_mismatch(folder, differing))
+    raise_all(problems)
+
+
+def _mismatch(folder: Path, differing: list[str]) -> Problem:
+    return Problem(
+        Code.RUN_MISMATCH,
+        "made by another recipe, input or version: " + "; ".join(differing[:8]),
+        where=str(folder),
+        fix="name another --out, or add --overwrite to make again what differs",
+    )
 
 
 def is_done(folder: Path, wanted: Mapping[str, Any], *, overwrite: bool) -> bool:
@@ -94,14 +127,7 @@ def is_done(folder: Path, wanted: Mapping[str, Any], *, overwrite: bool) -> bool
         return True
     if overwrite:
         return False
-    raise ParetronError(
-        Problem(
-            Code.RUN_MISMATCH,
-            "made by another recipe, input or version: " + "; ".join(differing[:8]),
-            where=str(folder),
-            fix="name another --out, or add --overwrite to make again what differs",
-        )
-    )
+    raise ParetronError(_mismatch(folder, differing))
 
 
 def differences(before: Any, now: Any, *, at: str = "") -> list[str]:
