@@ -17,8 +17,8 @@ from typing import Any, TextIO
 import pytest
 
 from paretron.artifacts.manifest import verify
-from paretron.distill import worker
 from paretron.distill.job import Job
+from trainingprocess import exit_with
 
 Arguments = Callable[..., dict[str, Any]]
 
@@ -35,17 +35,13 @@ def training(given: dict[str, Any], folder: Path) -> Iterator[tuple[BaseProcess,
     context.set_forkserver_preload(["paretron.distill.worker"])  # imported once, not once a child
     # Open for both, so that neither end waits for the other.
     with os.fdopen(os.open(pipe, os.O_RDWR), "r") as events:
-        process = context.Process(target=_exit_with, args=(job_file, pipe))
+        process = context.Process(target=exit_with, args=(job_file, pipe))
         process.start()
         try:
             yield process, events
         finally:
             process.kill()
             process.join()
-
-
-def _exit_with(job_file: Path, pipe: Path) -> None:
-    raise SystemExit(worker.main(job_file, pipe))
 
 
 def kill_after_step(given: dict[str, Any], folder: Path, step: int) -> None:
