@@ -41,7 +41,6 @@ class HfExporter:
     """An ordinary Hugging Face repository, by the rules that every engine's loader keeps."""
 
     name = "hf"
-    makes = "hf"
 
     def problems(self, config: Mapping[str, Any], *, export: Export) -> list[Problem]:
         """Shapes that no class in transformers takes under any name."""

@@ -14,22 +14,24 @@ from paretron.artifacts.staging import staged
 from paretron.errors import Problem, raise_all
 from paretron.evaluate.parity import ParityReport
 from paretron.recipe import Export
-from paretron_exporters.exporter import OnEvent, missing_or_old
+from paretron.versions import missing_or_old
+from paretron_exporters.exporter import OnEvent
 from paretron_exporters.figures import about_model, figures
 from paretron_exporters.onnx_limits import builder_config, unsupported
 
 FLOORS = {"onnx": "1.21", "onnx-ir": "0.1.12", "onnxruntime": "1.24", "onnxruntime-genai": "0.18"}
+
+INSTALL = 'pip install "paretron[onnx]"'
 
 
 class OnnxExporter:
     """A graph for ONNX Runtime GenAI with its weights beside it."""
 
     name = "onnx"
-    makes = "onnx"
 
     def problems(self, config: Mapping[str, Any], *, export: Export) -> list[Problem]:
         """The builder's limits, and its packages."""
-        return [*unsupported(config, export), *missing_or_old("onnx", FLOORS)]
+        return [*unsupported(config, export), *missing_or_old(FLOORS, install=INSTALL)]
 
     def export(
         self,

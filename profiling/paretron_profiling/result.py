@@ -41,12 +41,6 @@ class ProfileResult:
             "method": jsonable(self.method),
         }
 
-    def report_parts(self) -> dict[str, Any]:
-        """What a report takes over: `speed` by model, and its keys of the same names."""
-        return {
-            "speed": {n: [m.summary() for m in found] for n, found in self.measurements.items()}
-        } | {k: v for k, v in self.to_json().items() if k not in ("schema", "models")}
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ProfileResult:
         """The inverse of to_json; ValueError for another format."""

@@ -30,11 +30,12 @@ GROUND = {
     "paretron.recipe",
 }
 STAGE = GROUND | {"paretron.data"}
-PLUGIN = GROUND | {"paretron.evaluate.parity"}
+PLUGIN = GROUND | {"paretron.evaluate.parity", "paretron.versions"}
 MAY_IMPORT: dict[str, set[str]] = {
     "paretron": {"paretron.cli"},  # `python -m paretron`
     "paretron.errors": set(),
     "paretron.plugins": {"paretron.errors"},
+    "paretron.versions": {"paretron.errors"},
     "paretron.families": {"paretron.errors"},
     "paretron.artifacts": {"paretron", "paretron.errors", "paretron.families"},
     "paretron.recipe": {"paretron.errors"},
@@ -69,6 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["paretron.cli"] = {
     *MAY_IMPORT["paretron.run"],
     "paretron.run",
+    "paretron.versions",
 }
 
 # Serving engines and their tools: one file of a source root, and only when used.

@@ -15,7 +15,6 @@ from paretron.errors import Code, Problem
 
 class Exporter:
     name = "paper"
-    makes = "paper"
 
     def problems(self, config, *, export):
         return [Problem(Code.UNSUPPORTED, f"paper cannot hold {config['model_type']}")]
@@ -58,7 +57,7 @@ def test_one_that_lacks_its_dependency_is_listed_and_says_so(third_party: Path) 
 def test_ours_are_registered() -> None:
     for name in ("hf", "onnx"):
         exporter = find_plugin(EXPORTERS, name, where="export.0.to")
-        assert (exporter.name, exporter.makes) == (name, name)
+        assert exporter.name == name
 
 
 def test_a_wrong_name_is_told_the_closest() -> None:

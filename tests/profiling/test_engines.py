@@ -16,7 +16,8 @@ from paretron.artifacts.models import load_model
 from paretron.errors import Code, ParetronError
 from paretron.plugins import ENGINES, find_plugin
 from paretron.recipe import Engine as EngineSettings
-from paretron_profiling.engines.engine import Engine, Limits, Session, compute_dtype, release
+from paretron.versions import release
+from paretron_profiling.engines.engine import Engine, Limits, Session, compute_dtype
 from paretron_profiling.engines.ortgenai import ENGINE as ORTGENAI
 from paretron_profiling.engines.transformers_eager import ENGINE as TRANSFORMERS
 from paretron_profiling.engines.vllm_offline import ENGINE as VLLM

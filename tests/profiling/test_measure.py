@@ -15,7 +15,6 @@ from paretron.recipe import Profile
 from paretron_profiling import machine, measure
 from paretron_profiling.measure import check_engines, profile_models
 from paretron_profiling.models import ModelUnderTest
-from paretron_profiling.report_schema import Report
 from paretron_profiling.result import ProfileResult, ProfileStopped
 from paretron_profiling.schema import Sample
 
@@ -88,16 +87,6 @@ def test_json_and_back(run: tuple[ProfileResult, Events]) -> None:
     assert json.loads(text)["schema"] == "profile.v1"
     with pytest.raises(ValueError, match=r"profile\.v1"):
         ProfileResult.from_json({"schema": "profile.v2"})
-
-
-def test_a_report_takes_it_over(run: tuple[ProfileResult, Events]) -> None:
-    parts = run[0].report_parts()
-    speed = parts.pop("speed")
-    sizes = {"params": 1, "non_embedding_params": 1, "weight_bytes": 1, "kv_bytes_per_token": 1}
-    rows = [{"name": n, "kind": n, **sizes, "speed": found} for n, found in speed.items()]
-    report = Report.of({"title": "t", "created": "now", "models": rows, **parts})
-    assert len(report.speedup) == len(run[0].speedups)
-    assert len(report.models[1].speed) == 6
 
 
 def test_one_session_at_a_time_where_memory_is_short(

@@ -36,7 +36,6 @@ class Code(enum.Enum):
     INPUT_PICKLE = "input.pickle"
     INPUT_LFS = "input.lfs"
     INPUT_TOKENIZER = "input.tokenizer"
-    INPUT_REMOTE_CODE = "input.remote_code"
     INPUT_CORPUS = "input.corpus"
     INPUT_MANIFEST = "input.manifest"
     INPUT_OFFLINE = "input.offline"

@@ -6,7 +6,6 @@ third-party package only when used.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,9 +22,7 @@ __all__ = [
     "Limits",
     "Session",
     "compute_dtype",
-    "missing_or_old",
     "own_process_only",
-    "release",
 ]
 
 
@@ -89,19 +86,6 @@ def compute_dtype(model_dir: Path, *, settings: EngineSettings) -> str:
     return str(settings.dtype or config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
-def missing_or_old(distribution: str, *, floor: tuple[int, ...], install: str) -> list[Problem]:
-    """The problem of a package that is not installed here, or is older than `floor`."""
-    try:
-        found = importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return [Problem(Code.OPTIONAL_MISSING, f"{distribution} is not installed", fix=install)]
-    if release(found) < floor:
-        wanted = ".".join(map(str, floor))
-        cause = f"{distribution} {found} is older than {wanted}"
-        return [Problem(Code.OPTIONAL_OLD, cause, fix=install)]
-    return []
-
-
 def own_process_only(settings: EngineSettings) -> list[Problem]:
     """The problem of an interpreter named for an engine that runs in this process."""
     if settings.python is None:
@@ -114,13 +98,3 @@ def own_process_only(settings: EngineSettings) -> list[Problem]:
             fix="leave `python` out",
         )
     ]
-
-
-def release(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: "0.32.0+cpu" -> (0, 32, 0)."""
-    numbers = []
-    for part in version.split("+")[0].split("."):
-        if not part.isdigit():
-            break
-        numbers.append(int(part))
-    return tuple(numbers)

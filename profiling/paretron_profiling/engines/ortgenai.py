@@ -11,15 +11,15 @@ from time import perf_counter
 from typing import Any
 
 from paretron.errors import Code, ParetronError, Problem
+from paretron.versions import missing_or_old
 from paretron_profiling.engines.engine import (
     EngineSettings,
     Limits,
-    missing_or_old,
     own_process_only,
 )
 from paretron_profiling.schema import Sample
 
-FLOOR = (0, 18)
+FLOORS = {"onnxruntime-genai": "0.18"}
 INSTALL = 'pip install "paretron[onnx]"'
 
 
@@ -33,7 +33,7 @@ class OrtGenAI:
 
     def check(self, settings: EngineSettings) -> list[Problem]:
         """Whether the package is here, and whether the recipe asks for what it cannot do."""
-        problems = missing_or_old("onnxruntime-genai", floor=FLOOR, install=INSTALL)
+        problems = missing_or_old(FLOORS, install=INSTALL)
         problems += own_process_only(settings)
         if settings.dtype is not None:
             problems.append(

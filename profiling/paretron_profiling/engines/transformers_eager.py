@@ -10,11 +10,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from paretron.errors import Problem
+from paretron.versions import SAFE_FLOORS, missing_or_old
 from paretron_profiling.engines.engine import (
     EngineSettings,
     Limits,
     compute_dtype,
-    missing_or_old,
     own_process_only,
 )
 from paretron_profiling.schema import Sample
@@ -22,7 +22,6 @@ from paretron_profiling.schema import Sample
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FLOOR = (5, 3)  # below it, known vulnerabilities
 INSTALL = "pip install --upgrade paretron"
 
 
@@ -36,7 +35,7 @@ class TransformersEager:
 
     def check(self, settings: EngineSettings) -> list[Problem]:
         """Whether transformers is recent enough; it is one of Paretron's own requirements."""
-        problems = missing_or_old("transformers", floor=FLOOR, install=INSTALL)
+        problems = missing_or_old({"transformers": SAFE_FLOORS["transformers"]}, install=INSTALL)
         return problems + own_process_only(settings)
 
     @contextmanager

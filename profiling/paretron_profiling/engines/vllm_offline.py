@@ -12,16 +12,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from paretron.errors import Code, ParetronError, Problem
+from paretron.versions import SAFE_FLOORS, release
 from paretron_profiling.engines.engine import (
     EngineSettings,
     Limits,
     compute_dtype,
-    release,
 )
 from paretron_profiling.engines.worker import Worker, WorkerFailed
 from paretron_profiling.schema import Sample
 
-FLOOR = (0, 18)  # below it, known vulnerabilities
 START_TIMEOUT_S = 600.0
 ANSWER_TIMEOUT_S = 1800.0
 MIN_KV_BYTES = 64 << 20
@@ -56,8 +55,8 @@ class VllmOffline:
             cause = f"{python} is not a Python interpreter that runs"
         elif not found:
             cause = f"{python} has no vllm"
-        elif found != "unknown" and release(found) < FLOOR:
-            wanted = ".".join(map(str, FLOOR))
+        elif found != "unknown" and release(found) < release(SAFE_FLOORS["vllm"]):
+            wanted = SAFE_FLOORS["vllm"]
             cause = f"{python} has vllm {found}, older than {wanted}"
             return [Problem(Code.OPTIONAL_OLD, cause, where=where, fix=f"vllm>={wanted} there")]
         else:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from paretron.cli import options as o
 from paretron.cli.output import bytes_text, say_json
+from paretron.versions import SAFE_FLOORS, installed, release
 
-# Below these a known vulnerability is open.
-FLOORS = {"torch": (2, 10), "transformers": (5, 3), "onnx": (1, 21)}
 OPTIONAL = ("onnxruntime", "onnxruntime-genai", "onnx", "vllm", "nvidia-modelopt", "lm-eval")
 
 
@@ -22,11 +20,15 @@ def doctor(as_json: o.Json = False) -> int:
     from paretron.plan.hardware import detect, free_disk_bytes
     from paretron.plugins import ENGINES, EXPORTERS, plugin_names
 
-    packages = {n: _version(n) for n in ("paretron", "torch", "transformers", "safetensors")}
-    packages |= {n: _version(n) for n in OPTIONAL}
-    old = [n for n, floor in FLOORS.items() if (v := packages.get(n)) and _release(v) < floor]
+    packages = {n: installed(n) for n in ("paretron", "torch", "transformers", "safetensors")}
+    packages |= {n: installed(n) for n in OPTIONAL}
+    old = [
+        name
+        for name, floor in SAFE_FLOORS.items()
+        if (found := packages.get(name)) and release(found) < release(floor)
+    ]
     hardware = detect()
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "python": platform.python_version(),
         "interpreter": sys.executable,
         "platform": platform.platform(),
@@ -40,9 +42,9 @@ def doctor(as_json: o.Json = False) -> int:
         "tools": {t: shutil.which(t) for t in ("nvidia-smi", "trtllm-build", "torchrun")},
     }
     if as_json:
-        say_json(found)
+        say_json(facts)
     else:
-        _show(found)
+        _show(facts)
     return 6 if old else 0
 
 
@@ -57,14 +59,3 @@ def _show(found: dict[str, Any]) -> None:
     print(f"engines     {', '.join(found['engines'])}")
     for tool, path in found["tools"].items():
         print(f"{tool:<18}{path or 'not on the path'}")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(p) for p in version.split("+")[0].split(".")[:2] if p.isdigit())
