@@ -23,6 +23,7 @@ from paretron.distill.objective import Objective, Teacher
 from paretron.distill.parallel import World, joined_world, shard, whole
 from paretron.distill.state import StateFolder
 from paretron.distill.stop import StopRequest
+from paretron.distill.worker import leave
 from paretron.recipe import Distill
 
 SEQ_LEN = 32
@@ -82,3 +83,4 @@ def main(work: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    leave(0)

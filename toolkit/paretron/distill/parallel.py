@@ -70,6 +70,7 @@ def joined_world() -> Iterator[World]:
     dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
     try:
         yield World(rank, size, device, init_device_mesh(device.type, (size,)))
+        dist.barrier()  # nobody leaves while another still speaks
     finally:
         dist.destroy_process_group()
 
