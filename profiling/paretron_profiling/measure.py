@@ -12,13 +12,14 @@ import paretron
 from paretron.errors import Code, ParetronError, Problem, raise_all
 from paretron.plugins import ENGINES, find_plugin
 from paretron.recipe import Profile
+from paretron.recipe.limits import batch_problems
 from paretron_profiling import machine
 from paretron_profiling.compare import speedups
 from paretron_profiling.engines.engine import Engine, EngineSettings, Session
 from paretron_profiling.models import ModelUnderTest
 from paretron_profiling.prompts import random_prompts
 from paretron_profiling.result import ProfileResult, ProfileStopped
-from paretron_profiling.schedule import Cell, Unit, cells, check_batches, check_lengths, limits_of
+from paretron_profiling.schedule import Cell, Unit, cells, check_lengths, limits_of
 from paretron_profiling.schema import Measurement, Sample
 
 OnEvent = Callable[[str, Mapping[str, object]], None]
@@ -37,7 +38,7 @@ def check_engines(profile: Profile) -> list[Problem]:
             problems += error.problems
             continue
         problems += engine.check(settings)
-        problems += check_batches(engine.name, engine.largest_batch, profile=profile)
+        problems += batch_problems(profile, engine=engine.name, largest_batch=engine.largest_batch)
     return problems
 
 

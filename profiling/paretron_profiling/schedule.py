@@ -79,20 +79,6 @@ def limits_of(model: ModelUnderTest, *, plan: Sequence[Cell]) -> Limits:
     )
 
 
-def check_batches(engine: str, largest_batch: int | None, *, profile: Profile) -> list[Problem]:
-    """The recipe's batches that an engine does not take."""
-    return [
-        Problem(
-            Code.RECIPE_VALUE,
-            f"{engine} takes batches of at most {largest_batch}, not {batch}",
-            where="profile.batches",
-            fix=f"at most {largest_batch}",
-        )
-        for batch in profile.batches
-        if largest_batch is not None and batch > largest_batch
-    ]
-
-
 def check_lengths(models: Sequence[ModelUnderTest], *, profile: Profile) -> list[Problem]:
     """The workloads that are longer than a model's context."""
     return [

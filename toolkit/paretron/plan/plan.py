@@ -19,6 +19,7 @@ from paretron.plan.sources import data_problems, find_teacher
 from paretron.plan.stages import Stage, stages_of
 from paretron.plugins import ENGINES, EXPORTERS, find_plugin
 from paretron.recipe import Export, Recipe
+from paretron.recipe.limits import batch_problems
 
 
 @dataclass(frozen=True)
@@ -170,16 +171,9 @@ def engine_problems(recipe: Recipe) -> tuple[list[Problem], frozenset[str]]:
             continue
         problems += engine.check(settings)
         formats.add(engine.wants)
-        problems += [
-            Problem(
-                Code.RECIPE_VALUE,
-                f"{settings.name} takes batches of at most {engine.largest_batch}, not {batch}",
-                where="profile.batches",
-                fix=f"at most {engine.largest_batch}",
-            )
-            for batch in recipe.profile.batches
-            if engine.largest_batch is not None and batch > engine.largest_batch
-        ]
+        problems += batch_problems(
+            recipe.profile, engine=settings.name, largest_batch=engine.largest_batch
+        )
         if engine.wants not in exported:
             problems.append(
                 Problem(
