@@ -19,6 +19,7 @@ from paretron.artifacts.models import load_model
 from paretron.artifacts.reader import Checkpoint
 from paretron.data.order import batch_window_ids
 from paretron.data.store import TokenStore
+from paretron.distill import stage
 from paretron.distill.loop import adamw
 from paretron.distill.stage import train
 from paretron.errors import Code, ParetronError
@@ -263,3 +264,21 @@ def test_only_matrices_decay(arguments: Arguments) -> None:
     assert {p.dim() for p in decaying["params"]} == {2}
     assert {p.dim() for p in sparing["params"]} == {1}
     assert len(decaying["params"]) + len(sparing["params"]) == len(list(model.parameters()))
+
+
+def test_asked_to_stop_while_publishing_is_said_after_it(
+    arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too late for the training, in time for what would come next."""
+    publish = stage._publish
+
+    def asked_meanwhile(*given: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        publish(*given)
+
+    monkeypatch.setattr(stage, "_publish", asked_meanwhile)
+    given = arguments(steps=2)
+    with pytest.raises(ParetronError) as caught:
+        train(**given)
+    assert caught.value.exit_code == 75
+    verify(given["out"])
