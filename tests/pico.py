@@ -13,7 +13,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-PICO_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "nemotron")
+PICO_FAMILIES = (
+    "llama", "mistral", "qwen2", "qwen3", "nemotron",
+    "gemma2", "gemma3_text", "phi3", "olmo2", "granite", "starcoder2",
+)  # fmt: skip
+# Their MLP is one of experts.
+MOE_FAMILIES = ("mixtral", "qwen3_moe")
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 96,
@@ -29,6 +34,30 @@ _FAMILY: dict[str, dict[str, Any]] = {
     "nemotron": {
         "norm_eps": 1e-5, "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
         "hidden_act": "relu2",
+    },
+    "gemma2": {
+        "rope_theta": 10000.0, "sliding_window": 8, "query_pre_attn_scalar": 24,
+        "final_logit_softcapping": 3.0, "attn_logit_softcapping": 5.0,
+    },
+    "gemma3_text": {
+        "rope_theta": 10000.0, "rope_local_base_freq": 100.0, "sliding_window": 8,
+        "sliding_window_pattern": 2, "query_pre_attn_scalar": 24,
+    },
+    "phi3": {"rope_theta": 10000.0, "original_max_position_embeddings": 512},
+    "olmo2": {"rope_theta": 10000.0},
+    "granite": {
+        "rope_theta": 10000.0, "embedding_multiplier": 3.0, "attention_multiplier": 0.25,
+        "residual_multiplier": 0.5, "logits_scaling": 2.0,
+    },
+    "starcoder2": {"rope_theta": 10000.0},
+    "mixtral": {
+        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "num_local_experts": 4,
+        "num_experts_per_tok": 2, "sliding_window": None, "intermediate_size": 48,
+    },
+    # The second layer has an MLP in place of experts.
+    "qwen3_moe": {
+        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "num_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 48, "mlp_only_layers": [1], "norm_topk_prob": True,
     },
 }  # fmt: skip
 
@@ -67,7 +96,9 @@ def pico_model(family: str = "llama", *, seed: int = 0, **config: Any) -> PreTra
     """The model itself, in fp32 and eval mode, without writing anything."""
     settings = _SIZES | _FAMILY[family] | config
     hf_config = AutoConfig.for_model(family, **settings)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(hf_config)
+    # The default way of running experts knows no float64.
+    eager = {"experts_implementation": "eager"} if family in MOE_FAMILIES else {}
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(hf_config, **eager)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -101,9 +132,9 @@ def pico_tokenizer(vocab_size: int = 320) -> PreTrainedTokenizerFast:
 
 def _fill(name: str, parameter: torch.Tensor, generator: torch.Generator) -> None:
     noise = torch.randn(parameter.shape, generator=generator)
-    if parameter.dim() == 2:
+    if parameter.dim() >= 2:
         # Embeddings of size one, linears that keep the scale of what they read.
-        scale = 1.0 if "embed_tokens" in name else parameter.shape[1] ** -0.5
+        scale = 1.0 if "embed_tokens" in name else parameter.shape[-1] ** -0.5
         parameter.copy_(noise * scale)
     elif name.endswith("bias"):
         parameter.copy_(0.3 * noise)

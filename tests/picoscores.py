@@ -26,9 +26,9 @@ def random_scores(checkpoint: Checkpoint, *, seed: int = 0) -> Scores:
     taps = find_taps(checkpoint.family, checkpoint.config)
     layers = size["layers"]
     axes, statistics = {}, {}
-    for axis in ("heads", "ffn", "hidden"):
+    for axis in dict.fromkeys(t.axis for t in taps):
         own = [t for t in taps if t.axis == axis]
-        axes[axis] = ScoredAxis(taps=tuple(t.module for t in own), units=own[0].units)
+        axes[axis] = ScoredAxis(taps=tuple(t.name for t in own), units=own[0].units)
         values = torch.rand((len(own), 3, own[0].units), generator=generator, dtype=torch.float64)
         statistics[axis] = AxisStatistics(1, values, values.square())
 

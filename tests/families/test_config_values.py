@@ -74,7 +74,7 @@ def test_head_dim_is_not_guessed_from_a_fraction() -> None:
 
 @pytest.mark.parametrize(
     ("model_type", "closest"),
-    [("lama", "llama"), ("qwen2_5", "qwen2"), ("mixtral", "mistral"), ("bert", None), (None, None),
+    [("lama", "llama"), ("qwen2_5", "qwen2"), ("mixtrl", "mixtral"), ("bert", None), (None, None),
      (7, None), (["llama"], None)],
 )  # fmt: skip
 def test_an_unsupported_family_names_the_supported(model_type: object, closest: str | None) -> None:

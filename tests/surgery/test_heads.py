@@ -12,6 +12,7 @@ from makers import PicoMaker
 from paretron.families import FAMILIES
 from paretron.surgery.heads import merged_slice, partners
 from paretron.surgery.selection import HeadRanks
+from paretron.surgery.slicing import slice_tensor
 from picoscores import prune_to
 
 HEAD_DIM = 4
@@ -102,6 +103,37 @@ def test_heads_with_keys_of_their_own_are_merged_whole(suffix: str) -> None:
     heads = tensor.unflatten(0, (4, HEAD_DIM))
     new = _by_the_paper([heads[h] for h in order], 3)
     torch.testing.assert_close(found, torch.cat([new[order.index(h)] for h in (0, 1, 3)]))
+
+
+@pytest.mark.parametrize("q_per_kv", [1, 2])
+def test_heads_in_a_fused_matrix_are_merged_as_in_matrices_of_their_own(q_per_kv: int) -> None:
+    fused = FAMILIES["phi3"].row("qkv_proj.weight")
+    rows = [FAMILIES["llama"].row(f"{p}_proj.weight") for p in "qkv"]
+    sizes = {"hidden": 6, "kv_heads": 4, "q_per_kv": q_per_kv, "head_dim": HEAD_DIM}
+    parts = [torch.randn(row.shape(sizes)) for row in rows]
+    order = torch.tensor([3, 1, 0, 2])
+    if q_per_kv == 1:
+        ranks = HeadRanks(torch.zeros(3, 1, dtype=torch.int64), order)
+        kept = {"kv_heads": torch.tensor([0, 1, 3])}
+    else:
+        groups = torch.tensor([[1, 0], [0, 1], [0, 1], [1, 0]])
+        ranks, kept = HeadRanks(groups), {"q_per_kv": groups[:, :1]}
+    found = merged_slice(torch.cat(parts), fused, sizes=sizes, kept=kept, ranks=ranks)
+    alone = [
+        merged_slice(part, row, sizes=sizes, kept=kept, ranks=ranks)
+        for part, row in zip(parts, rows, strict=True)
+    ]
+    assert torch.equal(found, torch.cat(alone))
+    assert not torch.equal(alone[0], slice_tensor(parts[0], rows[0], sizes=sizes, kept=kept))
+
+
+def test_norms_over_all_heads_are_cut_but_not_merged(pico: PicoMaker, tmp_path: Path) -> None:
+    model = pico("olmo2", num_hidden_layers=1)
+    kept = prune_to(model, tmp_path / "out", merge_heads=True, q_per_kv=1).units[0]["q_per_kv"]
+    name = "model.layers.0.self_attn.q_norm.weight"
+    before = load_file(model / "model.safetensors")[name].view(2, 2, 32)
+    after = load_file(tmp_path / "out" / "model.safetensors")[name].view(2, 1, 32)
+    assert torch.equal(after[:, 0], before[torch.arange(2), kept[:, 0]])
 
 
 def test_bf16_rounds_once() -> None:

@@ -19,9 +19,9 @@ from paretron.artifacts.manifest import Provenance, verify
 from paretron.artifacts.models import load_model
 from paretron.artifacts.reader import Checkpoint
 from paretron.errors import Code, ParetronError
-from paretron.families import expected_tensors, parameter_counts, sizes
+from paretron.families import FAMILIES, expected_tensors, parameter_counts, sizes
 from paretron.recipe import Prune, Score
-from paretron.surgery.prune import prune, write_pruned
+from paretron.surgery.prune import Cut, prune, write_pruned
 from paretron.surgery.selection import choose
 from pico import PICO_FAMILIES, make_pico
 from picoscores import IDS, gone, prune_to, random_scores
@@ -44,6 +44,14 @@ def _mute(model: PreTrainedModel, layer: int, matrix: str, columns: list[int]) -
         model.get_submodule(f"model.layers.{layer}.{matrix}").weight[:, columns] = 0
 
 
+def _norms_over_heads(family: str) -> bool:
+    """Whether a norm averages over all heads, so that muted heads are not gone ones."""
+    return any(
+        "kv_heads" in t.dims[0][0] and t.name.endswith("norm.weight")
+        for t in FAMILIES[family].tensors
+    )
+
+
 @pytest.mark.parametrize("family", PICO_FAMILIES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_keeping_everything_is_byte_identical(pico: PicoMaker, family: str, dtype: str) -> None:
@@ -62,12 +70,14 @@ def test_pruned_neurons_equal_masked_ones(pico: PicoMaker, family: str) -> None:
     selection = prune_to(model, model.parent / "out", ffn=40)
     masked = load_model(model)
     for layer in selection.layers:
-        _mute(masked, layer, "mlp.down_proj", gone(selection.units[layer]["ffn"], 96))
+        (reader,) = FAMILIES[family].readers("ffn")
+        matrix = reader.name.removeprefix("model.layers.{i}.").removesuffix(".weight")
+        _mute(masked, layer, matrix, gone(selection.units[layer]["ffn"], 96))
     torch.testing.assert_close(_logits(load_model(model.parent / "out")), _logits(masked))
 
 
 @pytest.mark.parametrize("new", [{"kv_heads": 1}, {"q_per_kv": 1}, {"kv_heads": 1, "q_per_kv": 1}])
-@pytest.mark.parametrize("family", PICO_FAMILIES)
+@pytest.mark.parametrize("family", [f for f in PICO_FAMILIES if not _norms_over_heads(f)])
 def test_pruned_heads_equal_masked_ones(pico: PicoMaker, family: str, new: dict[str, Any]) -> None:
     model = pico(family)
     selection = prune_to(model, model.parent / "out", **new)
@@ -190,6 +200,8 @@ def test_any_feasible_target_loads(
     seed: int,
     **new: int,
 ) -> None:
+    if FAMILIES[family].hidden_multiple_of_heads and family != "llama":
+        new["hidden"] -= new["hidden"] % (new["kv_heads"] * new["q_per_kv"])
     folder = tmp_path_factory.mktemp("any")
     config: dict[str, Any] = {
         "num_attention_heads": 6,
@@ -212,14 +224,16 @@ def test_any_feasible_target_loads(
     check_reload(folder / "out")
 
 
-def _prune(model: Path, scores: Path, out: Path, **new: int) -> list[dict[str, Any]]:
+def _prune(
+    model: Path, scores: Path, out: Path, *, settings_: Prune | None = None, **new: int
+) -> list[dict[str, Any]]:
     checkpoint = Checkpoint.open(model)
     events: list[dict[str, Any]] = []
     prune(
         model,
         scores,
         sizes=sizes(checkpoint.family, checkpoint.config) | new,
-        prune=Prune(),
+        prune=settings_ or Prune(),
         score=Score(),
         out=out,
         provenance=Provenance(kind="student"),
@@ -299,6 +313,40 @@ def test_scores_of_another_artifact_of_the_same_shape(pico: PicoMaker, tmp_path:
     _edit(student_scores, lambda info: info.update(model_identity="0" * 64))
     with pytest.raises(ParetronError, match="another model"):
         _prune(tmp_path / "student", student_scores, tmp_path / "again", ffn=32)
+
+
+@pytest.mark.parametrize("new", [{"hidden": 48, "ffn": 40}, {"kv_heads": 1}, {"layers": 2}])
+@pytest.mark.parametrize("family", ["llama", "phi3", "mixtral"])
+def test_blocks_of_any_size_are_cut_alike(
+    pico: PicoMaker, family: str, new: dict[str, int], tmp_path: Path
+) -> None:
+    checkpoint = Checkpoint.open(pico(family))
+    size = sizes(checkpoint.family, checkpoint.config) | new
+    if family == "mixtral":
+        size |= {"experts": 3}
+        size.pop("ffn", None)
+    selection = choose(random_scores(checkpoint), sizes=size, score=Score())
+    found = []
+    for block_bytes in (1, 1000, 1 << 30):
+        cut = Cut.plan(checkpoint, selection, sizes=size, prune=Prune(), block_bytes=block_bytes)
+        out = tmp_path / str(block_bytes)
+        out.mkdir()
+        cut.write(out)
+        found.append((out / "model.safetensors").read_bytes())
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_dtype_that_cannot_hold_a_value_is_refused(pico: PicoMaker, tmp_path: Path) -> None:
+    model = pico("llama")
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = 1e5
+    save_file(weights, model / "model.safetensors")
+    scores = _saved_scores(model)
+    for dtype in ("bfloat16", "float32"):
+        _prune(model, scores, tmp_path / dtype, settings_=Prune(dtype=dtype))
+    with pytest.raises(ParetronError, match=r"layers\.1\.mlp\.up_proj.*float16") as caught:
+        _prune(model, scores, tmp_path / "half", settings_=Prune(dtype="float16"))
+    assert caught.value.problems[0].code is Code.GATE_NONFINITE
 
 
 def test_logits_that_are_not_finite_fail_the_reload_check(pico: PicoMaker) -> None:

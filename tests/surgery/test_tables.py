@@ -7,30 +7,47 @@ logits must not move. The checks are then broken on purpose, one entry of a tabl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
+from paretron.artifacts.held import in_memory
 from paretron.errors import ParetronError
-from paretron.families import FAMILIES, Family, Tensor, expected_tensors, sizes
-from paretron.families.table import AXES
+from paretron.families import (
+    FAMILIES,
+    Family,
+    Placed,
+    Tensor,
+    expected_tensors,
+    placed_tensors,
+    sizes,
+)
+from paretron.families.table import AXES, DENSE_LAYER, MOE_LAYER
 from paretron.surgery.slicing import Kept, slice_tensor
-from pico import PICO_FAMILIES, pico_model
+from pico import MOE_FAMILIES, PICO_FAMILIES, pico_model
 from picoscores import IDS
 
-PRUNED = ("hidden", "ffn", "kv_heads", "q_per_kv")
+ALL_FAMILIES = (*PICO_FAMILIES, *MOE_FAMILIES)
+PRUNED = ("hidden", "ffn", "kv_heads", "q_per_kv", "experts", "moe_ffn")
 MOVED = 1e-3  # far above rounding, far below what a wrong order does
 # Head counts, and then hidden, MLP and head sizes, coincide: shapes catch as little as they can.
 ALIKE: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 32, "head_dim": 32, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "num_hidden_layers": 2,
+    "num_key_value_heads": 2, "num_hidden_layers": 2, "moe_intermediate_size": 32,
 }  # fmt: skip
-BIASED = {"llama": {"attention_bias": True, "mlp_bias": True}, "qwen3": {"attention_bias": True},
-          "nemotron": {"attention_bias": True, "mlp_bias": True}}  # fmt: skip
+# The config flags that each family's rows depend on; all rows are there when all are true.
+FLAGS = {
+    name: dict.fromkeys(
+        (t.when for t in family.tensors if t.when in ("attention_bias", "mlp_bias", "use_bias")),
+        True,
+    )
+    for name, family in FAMILIES.items()
+}
 
 
 @dataclass(frozen=True)
@@ -44,11 +61,16 @@ class Subject:
 
     @classmethod
     def of(cls, family: str, **config: Any) -> Subject:
-        model = pico_model(family, **{**BIASED.get(family, {}), **config}).double()
-        state = {n: t.clone() for n, t in model.state_dict().items()}
+        model = pico_model(family, **{**FLAGS[family], **config}).double()
+        state = {n: t.clone() for n, t in _on_disk(model).items()}
         if model.config.tie_word_embeddings:
             del state["lm_head.weight"]
         return cls(model, model.config.to_dict(), state, _logits(model))
+
+
+def _on_disk(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The model's state under the names that transformers would save it by."""
+    return revert_weight_conversion(model, model.state_dict())
 
 
 @torch.no_grad()
@@ -71,12 +93,16 @@ def _moved_by(subject: Subject, family: Family, axis: str) -> float:
     size = sizes(family, subject.config)
     kept: Kept = {axis: _permutation(axis, size)}
     permuted = dict(subject.state)
-    for row in family.tensors:
-        for i in range(size["layers"]) if row.per_layer else (0,):
-            name = row.name.format(i=i)
-            if name in permuted:
-                permuted[name] = slice_tensor(permuted[name], row, sizes=size, kept=kept)
-    subject.model.load_state_dict(permuted, strict=False)
+    for place in placed_tensors(family, subject.config):
+        source = place
+        if place.expert is not None and axis == "experts":
+            source = Placed(place.row, place.layer, int(kept["experts"][place.expert]))
+        if source.name in permuted:
+            permuted[place.name] = slice_tensor(
+                subject.state[source.name], place.row, sizes=size, kept=kept
+            )
+    real = FAMILIES[family.model_type]
+    subject.model.load_state_dict(in_memory(permuted, real, subject.config), strict=False)
     moved = _logits(subject.model)
     if axis == "vocab":
         moved = _unpermuted_vocab(subject, kept[axis])
@@ -95,20 +121,21 @@ def _shapes(subject: Subject) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("config", [{}, {"tie_word_embeddings": True}, ALIKE])
-@pytest.mark.parametrize("family", PICO_FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_table_equals_state_dict(family: str, config: dict[str, Any]) -> None:
-    for settings in (BIASED.get(family, {}), {}):
+    for settings in (FLAGS[family], {}):
         model = pico_model(family, **{**settings, **config})
-        found = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+        found = {n: tuple(t.shape) for n, t in _on_disk(model).items()}
         if config.get("tie_word_embeddings"):
             del found["lm_head.weight"]
         assert expected_tensors(FAMILIES[family], model.config.to_dict()) == found
 
 
-@pytest.mark.parametrize("family", PICO_FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_permutation_oracle(family: str) -> None:
     subject = Subject.of(family)
-    for axis in ("hidden", "ffn", "kv_heads", "q_per_kv", "vocab"):
+    size = sizes(FAMILIES[family], subject.config)
+    for axis in (a for a in (*PRUNED, "vocab") if a in size):
         assert _moved_by(subject, FAMILIES[family], axis) < 1e-5, axis
     assert _moved_by(subject, FAMILIES[family], "head_dim") > MOVED
 
@@ -124,7 +151,8 @@ def _mutants(family: Family) -> Iterator[tuple[str, Family]]:
             return replace(family, tensors=tuple(rows))
 
         yield f"{row.name}: dropped", changed(None)
-        for when in ("", "untied", "attention_bias", "mlp_bias"):
+        kinds = {t.when for t in family.tensors} & {MOE_LAYER, DENSE_LAYER}
+        for when in ("", "untied", "attention_bias", "mlp_bias", "use_bias", *kinds):
             if when != row.when:
                 yield f"{row.name}: when {when}", changed(replace(row, when=when))
         for text in _dims_mutants(row.dims_text):
@@ -132,21 +160,31 @@ def _mutants(family: Family) -> Iterator[tuple[str, Family]]:
 
 
 def _dims_mutants(text: str) -> Iterator[str]:
-    dims = [[axis.strip() for axis in dim.split("*")] for dim in text.split(",")]
+    dims = [list(dim) for dim in Tensor("", text).dims]
 
-    def written(new: list[list[str]]) -> str:
-        return ", ".join("*".join(dim) for dim in new)
+    def written(new: Sequence[Sequence[Sequence[str]]]) -> str:
+        return ", ".join(" | ".join("*".join(segment) for segment in dim) for dim in new)
+
+    def with_segment(d: int, s: int, *segments: Sequence[str]) -> str:
+        return written([*dims[:d], [*dims[d][:s], *segments, *dims[d][s + 1 :]], *dims[d + 1 :]])
 
     if len(dims) == 2:
         yield written(dims[::-1])
     for d, dim in enumerate(dims):
-        for a, axis in enumerate(dim):
-            for other in AXES:
-                if other != axis:
-                    yield written([*dims[:d], [*dim[:a], other, *dim[a + 1 :]], *dims[d + 1 :]])
-            if a and dim[a - 1] != axis:
-                swapped = [*dim[: a - 1], axis, dim[a - 1], *dim[a + 1 :]]
+        for s, segment in enumerate(dim):
+            if len(dim) > 1:
+                yield with_segment(d, s)
+            if s and dim[s - 1] != segment:
+                swapped = [*dim[: s - 1], segment, dim[s - 1], *dim[s + 1 :]]
                 yield written([*dims[:d], swapped, *dims[d + 1 :]])
+            for a, axis in enumerate(segment):
+                for other in AXES:
+                    if other != axis:
+                        yield with_segment(d, s, [*segment[:a], other, *segment[a + 1 :]])
+                if a and segment[a - 1] != axis:
+                    yield with_segment(
+                        d, s, [*segment[: a - 1], axis, segment[a - 1], *segment[a + 1 :]]
+                    )
 
 
 def _is_caught(subjects: list[Subject], mutant: Family) -> bool:
@@ -154,7 +192,8 @@ def _is_caught(subjects: list[Subject], mutant: Family) -> bool:
         try:
             if expected_tensors(mutant, subject.config) != _shapes(subject):
                 return True
-            if any(_moved_by(subject, mutant, axis) > 1e-5 for axis in PRUNED):
+            size = sizes(mutant, subject.config)
+            if any(_moved_by(subject, mutant, a) > 1e-5 for a in PRUNED if a in size):
                 return True
             if _moved_by(subject, mutant, "head_dim") < MOVED:
                 return True
@@ -163,13 +202,14 @@ def _is_caught(subjects: list[Subject], mutant: Family) -> bool:
     return False
 
 
-@pytest.mark.parametrize("family", PICO_FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_every_broken_table_is_caught(family: str) -> None:
-    plain = {"attention_bias": False, "mlp_bias": False}
     subjects = [Subject.of(family, **ALIKE), Subject.of(family, **ALIKE, tie_word_embeddings=True)]
-    if family in BIASED:
+    plain = dict.fromkeys(FLAGS[family], False)
+    if plain:
         subjects.append(Subject.of(family, **ALIKE, **plain))
-        subjects += [Subject.of(family, **ALIKE, **(plain | {k: True})) for k in BIASED[family]]
+    if len(plain) > 1:
+        subjects += [Subject.of(family, **ALIKE, **(plain | {k: True})) for k in plain]
     assert not _is_caught(subjects, FAMILIES[family])
     results = {what: _is_caught(subjects, mutant) for what, mutant in _mutants(FAMILIES[family])}
     missed = [what for what, caught in results.items() if not caught]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from paretron.families.table import Family, Tensor
 
 L = "model.layers.{i}."
@@ -44,5 +42,11 @@ HEAD = (
 
 CORE = (EMBED, *ATTENTION, *GATED_MLP, *NORMS, *HEAD)
 
-LLAMA = Family("llama", "LlamaForCausalLM", (*CORE, *ATTENTION_BIAS, *MLP_BIAS))
-MISTRAL = replace(LLAMA, model_type="mistral", architecture="MistralForCausalLM", tensors=CORE)
+LLAMA = Family(
+    "llama",
+    "LlamaForCausalLM",
+    (*CORE, *ATTENTION_BIAS, *MLP_BIAS),
+    hidden_multiple_of_heads=True,
+    settings=("mlp_bias", "pretraining_tp"),
+)
+MISTRAL = Family("mistral", "MistralForCausalLM", CORE)

@@ -23,4 +23,6 @@ NEMOTRON = Family(
         Tensor("model.norm.bias", "hidden"),
     ),
     norm="layernorm",
+    norm_offset=1.0,
+    settings=("mlp_bias", "norm_eps", "partial_rotary_factor"),
 )

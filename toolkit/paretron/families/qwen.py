@@ -16,6 +16,9 @@ QWEN2 = Family(
         Tensor(L + "self_attn.k_proj.bias", KV),
         Tensor(L + "self_attn.v_proj.bias", KV),
     ),
+    vllm_head_dim=False,
+    full_attention_before="max_window_layers",
+    settings=("max_window_layers", "use_mrope", "use_sliding_window"),
 )
 QWEN3 = replace(
     QWEN2,
@@ -27,4 +30,6 @@ QWEN3 = replace(
         Tensor(L + "self_attn.q_norm.weight", "head_dim"),
         Tensor(L + "self_attn.k_norm.weight", "head_dim"),
     ),
+    vllm_head_dim=True,
+    absent={"head_dim": 128},
 )

@@ -7,12 +7,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from paretron.errors import Code, ParetronError, Problem
+from paretron.families.gemma import GEMMA2, GEMMA3
+from paretron.families.granite import GRANITE
 from paretron.families.llama import LLAMA, MISTRAL
+from paretron.families.moe import MIXTRAL, QWEN3_MOE
 from paretron.families.nemotron import NEMOTRON
+from paretron.families.olmo2 import OLMO2
+from paretron.families.phi3 import PHI3
 from paretron.families.qwen import QWEN2, QWEN3
+from paretron.families.starcoder2 import STARCODER2
 from paretron.families.table import Family
 
-FAMILIES: dict[str, Family] = {f.model_type: f for f in (LLAMA, MISTRAL, QWEN2, QWEN3, NEMOTRON)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        LLAMA, MISTRAL, QWEN2, QWEN3, NEMOTRON, GEMMA2, GEMMA3, PHI3, OLMO2, GRANITE, STARCODER2,
+        MIXTRAL, QWEN3_MOE,
+    )
+}  # fmt: skip
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
