@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from makers import PicoMaker
-from paretron.artifacts.config import read_config, relabel, servable_config
+from paretron.artifacts.allowed import allowed_keys
+from paretron.artifacts.config import read_config, read_config_and_notices, relabel, servable_config
 from paretron.artifacts.models import load_model
 from paretron.errors import Code, ParetronError
-from paretron.families import FAMILIES, family_of, sizes
+from paretron.families import FAMILIES, explicit, family_of, sizes
+from paretron.families.table import with_sizes
 
 FAMILY_NAMES = ("llama", "mistral", "qwen2", "qwen3", "nemotron")
 LLAMA3_SCALING = {
@@ -88,12 +90,13 @@ def test_what_every_engine_needs_is_stated(family: str, pico: PicoMaker) -> None
     del config["head_dim"]
     config |= {"hidden_size": 128, "num_attention_heads": 4}
     out = servable_config(config, dtype="bfloat16")
-    assert out["head_dim"] == 32
+    # Qwen 3 means 128 by a head_dim that is not there, the others hidden / heads.
+    assert out["head_dim"] == FAMILIES[family].absent.get("head_dim", 32)
     assert out["dtype"] == out["torch_dtype"] == "bfloat16"
     assert out["num_key_value_heads"] == 2
     assert out["tie_word_embeddings"] is False
     assert out["architectures"] == [FAMILIES[family].architecture]
-    assert sizes(family_of(out), out) == sizes(family_of(config), config)
+    assert sizes(family_of(out), out) == sizes(FAMILIES[family], explicit(FAMILIES[family], config))
     assert json.loads(json.dumps(out, allow_nan=False)) == out
 
 
@@ -192,7 +195,7 @@ def test_a_config_that_is_no_json(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"hidden_act": "evil"}, {"rms_norm_eps": "small"}, {"to_dict": 1}, {"id2label": [1]}],
+    [{"hidden_act": "evil"}, {"rms_norm_eps": "small"}, {"use_cache": "x"}, {"id2label": [1]}],
     ids=str,
 )
 def test_what_only_the_library_refuses(change: dict[str, Any], pico: PicoMaker) -> None:
@@ -200,6 +203,34 @@ def test_what_only_the_library_refuses(change: dict[str, Any], pico: PicoMaker) 
     written(folder, read_config(folder) | change)
     with pytest.raises(ParetronError, match="transformers refuses it"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_key_of_the_library_is_lost(family: str) -> None:
+    """All that a model's own class writes is known, but for its private notes."""
+    written = type(AutoConfig.for_model(family))().to_dict()
+    assert {k for k in written if not k.startswith("_")} <= allowed_keys(FAMILIES[family])
+
+
+def test_an_unknown_key_is_left_out_and_said_once(pico: PicoMaker) -> None:
+    folder = pico()
+    config = read_config(folder)
+    written(folder, config | {"gate": 1, "_made_up": 2, "auto_map": {}, "nothing": None})
+    kept, notices = read_config_and_notices(folder)
+    assert kept == config
+    assert notices == ("config.json: left out _made_up, auto_map, gate",)
+
+
+def test_an_unknown_list_with_an_entry_a_layer_stays_to_be_seen(pico: PicoMaker) -> None:
+    """It must keep layers from being removed, which its entries would no longer fit."""
+    folder = pico()
+    written(folder, read_config(folder) | {"windows": [1, 2, 3, 4], "others": [1, 2]})
+    kept, notices = read_config_and_notices(folder)
+    assert kept["windows"] == [1, 2, 3, 4]
+    assert notices == ("config.json: left out others",)
+    size = sizes(family_of(kept), kept)
+    with pytest.raises(ParetronError, match="one a layer"):
+        with_sizes(family_of(kept), kept, size | {"layers": 3}, kept_layers=(0, 1, 2))
 
 
 VALUES = st.recursive(

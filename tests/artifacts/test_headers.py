@@ -52,35 +52,57 @@ def test_a_good_header(tmp_path: Path) -> None:
     assert found["b"].start == found["a"].start + 24
 
 
-HEADER, TRUNCATED = Code.INPUT_HEADER, Code.INPUT_TRUNCATED
+TRUNCATED = Code.INPUT_TRUNCATED
 RULES: dict[str, tuple[bytes, Code, str]] = {
     "empty file": (b"", TRUNCATED, "0 bytes"),
     "seven bytes": (b"\1" * 7, TRUNCATED, "8 needed"),
     "header longer than file": (raw(GOOD, b"", length=10_000), TRUNCATED, "needed"),
     "data cut by one byte": (raw(GOOD)[:-1], TRUNCATED, "needed"),
     "data cut by half": (raw(GOOD, b"\0" * 16), TRUNCATED, "needed"),
-    "length 2**63": (raw(GOOD, length=2**63), HEADER, "claims"),
-    "length 2**64-1": (raw(GOOD, length=2**64 - 1), HEADER, "claims"),
-    "not JSON": (raw(b"{]"), HEADER, "not valid JSON"),
-    "not UTF-8": (raw(b'{"\xff": 1}'), HEADER, "not valid JSON"),
-    "not an object": (raw([1]), HEADER, "not a JSON object"),
-    "nested too deep": (raw(b"[" * 100_000), HEADER, "not valid JSON"),
-    "a number of 5000 digits": (raw(b'{"a": ' + b"9" * 5000 + b"}"), HEADER, "not valid JSON"),
-    "duplicate name": (raw(b'{"a": 1, "a": 2}'), HEADER, "twice"),
-    "entry is no object": (raw({"a": 1}), HEADER, "its entry is not"),
-    "entry has another key": (raw(changed("a", extra=1)), HEADER, "its entry is not"),
-    "offsets are strings": (raw(changed("a", data_offsets=["0", "24"])), HEADER, "its entry"),
-    "three offsets": (raw(changed("a", data_offsets=[0, 24, 24])), HEADER, "its entry"),
-    "unknown dtype": (raw(changed("a", dtype="F33")), HEADER, "dtype 'F33'"),
-    "negative size": (raw(changed("a", shape=[-2, -3])), HEADER, "not a list of sizes"),
-    "fractional size": (raw(changed("a", shape=[2.0, 3])), HEADER, "not a list of sizes"),
-    "huge size": (raw(changed("a", shape=[2**41])), HEADER, "not a list of sizes"),
-    "boolean size": (raw(changed("a", shape=[True, 6])), HEADER, "not a list of sizes"),
-    "offsets against shape": (raw(changed("a", data_offsets=[0, 20])), HEADER, "do not hold 24"),
-    "negative offsets": (raw(changed("a", data_offsets=[-24, 0])), HEADER, "do not hold"),
-    "overlap": (raw(changed("b", data_offsets=[20, 28])), HEADER, "overlaps"),
-    "hole": (raw(changed("b", data_offsets=[28, 36]), b"\0" * 36), HEADER, "hole"),
-    "trailing bytes": (raw(GOOD, b"\0" * 33), HEADER, "1 bytes after"),
+    "length 2**63": (raw(GOOD, length=2**63), Code.HEADER_LENGTH, "claims"),
+    "length 2**64-1": (raw(GOOD, length=2**64 - 1), Code.HEADER_LENGTH, "claims"),
+    "not JSON": (raw(b"{]"), Code.HEADER_JSON, "not valid JSON"),
+    "not UTF-8": (raw(b'{"\xff": 1}'), Code.HEADER_JSON, "not valid JSON"),
+    "not an object": (raw([1]), Code.HEADER_JSON, "not a JSON object"),
+    "nested too deep": (raw(b"[" * 100_000), Code.HEADER_JSON, "not valid JSON"),
+    "a number of 5000 digits": (
+        raw(b'{"a": ' + b"9" * 5000 + b"}"), Code.HEADER_JSON, "not valid JSON",
+    ),
+    "duplicate name": (raw(b'{"a": 1, "a": 2}'), Code.HEADER_DUPLICATE, "twice"),
+    "duplicate key in an entry": (
+        raw(b'{"a": {"dtype": "F32", "dtype": "U8"}}'), Code.HEADER_DUPLICATE, "twice",
+    ),
+    "half a million lists": (raw(b"[" * 600_000), Code.HEADER_JSON, "too large"),
+    "nine dimensions": (raw(changed("a", shape=[1] * 9)), Code.HEADER_SHAPE, "not a list"),
+    "a product beyond 64 bits": (
+        raw(changed("a", shape=[2**39] * 8)), Code.HEADER_OFFSETS, "beyond 64 bits",
+    ),
+    "offsets that wrap around": (
+        raw(changed("a", data_offsets=[2**64, 2**64 + 24])), Code.HEADER_HOLE, "hole",
+    ),
+    "boolean offsets": (raw(changed("a", data_offsets=[False, True])), Code.HEADER_OFFSETS, "hold"),
+    "entry is no object": (raw({"a": 1}), Code.HEADER_ENTRY, "its entry is not"),
+    "entry has another key": (raw(changed("a", extra=1)), Code.HEADER_ENTRY, "its entry is not"),
+    "offsets are strings": (
+        raw(changed("a", data_offsets=["0", "24"])), Code.HEADER_ENTRY, "its entry",
+    ),
+    "three offsets": (raw(changed("a", data_offsets=[0, 24, 24])), Code.HEADER_ENTRY, "its entry"),
+    "unknown dtype": (raw(changed("a", dtype="F33")), Code.HEADER_DTYPE, "dtype 'F33'"),
+    "negative size": (raw(changed("a", shape=[-2, -3])), Code.HEADER_SHAPE, "not a list of sizes"),
+    "fractional size": (
+        raw(changed("a", shape=[2.0, 3])), Code.HEADER_SHAPE, "not a list of sizes",
+    ),
+    "huge size": (raw(changed("a", shape=[2**41])), Code.HEADER_SHAPE, "not a list of sizes"),
+    "boolean size": (raw(changed("a", shape=[True, 6])), Code.HEADER_SHAPE, "not a list of sizes"),
+    "offsets against shape": (
+        raw(changed("a", data_offsets=[0, 20])), Code.HEADER_OFFSETS, "do not hold 24",
+    ),
+    "negative offsets": (
+        raw(changed("a", data_offsets=[-24, 0])), Code.HEADER_OFFSETS, "do not hold",
+    ),
+    "overlap": (raw(changed("b", data_offsets=[20, 28])), Code.HEADER_OVERLAP, "overlaps"),
+    "hole": (raw(changed("b", data_offsets=[28, 36]), b"\0" * 36), Code.HEADER_HOLE, "hole"),
+    "trailing bytes": (raw(GOOD, b"\0" * 33), Code.HEADER_TRAILING, "1 bytes after"),
     "git-lfs pointer": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
         Code.INPUT_LFS,
@@ -164,3 +186,15 @@ def test_what_the_library_writes_is_read(make: Callable[..., Any], tmp_path: Pat
     save_file(tensors, tmp_path / "x.safetensors")
     found = read_header(tmp_path / "x.safetensors")
     assert {n: e.shape for n, e in found.items()} == {n: tuple(t.shape) for n, t in tensors.items()}
+
+
+def test_every_kind_of_fault_has_a_code_of_its_own() -> None:
+    found = {code for _, code, _ in RULES.values()}
+    assert found == {c for c in Code if c.name.startswith("HEADER_")} | {TRUNCATED, Code.INPUT_LFS}
+
+
+def test_a_name_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    name = "a\x1b[2J\n\ud800error: all is well"
+    (problem,) = error_of(tmp_path, raw({name: 1})).problems
+    assert problem.where.isprintable()
+    assert r"a\x1b[2J\n\ud800error" in problem.where

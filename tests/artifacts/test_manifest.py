@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from paretron.artifacts.jsonfile import dump
 from paretron.artifacts.manifest import (
     MANIFEST,
+    Identity,
     Provenance,
+    identify,
     identity,
     read_manifest,
     verify,
@@ -70,7 +73,7 @@ def test_added_removed_and_changed_at_once(artifact: Path) -> None:
     (artifact / "a.bin").unlink()
     (artifact / "sub/b.txt").write_text("test")
     assert causes(artifact) == {
-        "new": "a file that the manifest does not list",
+        "new": "the manifest does not list it",
         "a.bin": "listed in the manifest, but not here",
         "sub/b.txt": "its bytes differ from the manifest",
     }
@@ -121,7 +124,7 @@ def test_nonsense_with_a_right_sum(artifact: Path) -> None:
         body["files"]["a.bin"] = entry
         body["files"]["../../etc/passwd"] = entry
         body["self_sha256"] = _self_sha256(body)
-        (artifact / MANIFEST).write_text(json.dumps(body))
+        dump(artifact / MANIFEST, body)
         assert len(causes(artifact)) == 2
 
 
@@ -142,3 +145,71 @@ def test_identity_is_of_the_content(artifact: Path, tmp_path: Path) -> None:
     assert identity(plain) == first
     (plain / "model.safetensors").write_bytes(b"2")
     assert identity(plain) != first
+
+
+def test_a_card_is_a_file_like_any_other(artifact: Path) -> None:
+    """Every byte of every file counts, the manifest's spaces included."""
+    (artifact / "README.md").write_text("# A card\n")
+    write_manifest(artifact, MADE)
+    verify(artifact)
+    names = ["README.md", MANIFEST, "sub/b.txt"]
+    for name in names:
+        content = (artifact / name).read_bytes()
+        for position in range(0, len(content), 7):
+            changed = bytearray(content)
+            changed[position] ^= 1
+            (artifact / name).write_bytes(changed)
+            assert set(causes(artifact)) == {name}
+        (artifact / name).write_bytes(content + b"\n")
+        assert set(causes(artifact)) == {name}
+        (artifact / name).write_bytes(content)
+    verify(artifact)
+
+
+def test_what_no_artifact_holds(artifact: Path, tmp_path: Path) -> None:
+    (artifact / "empty").mkdir()
+    (artifact / "empty/inner").mkdir()
+    os.mkfifo(artifact / "pipe")
+    (artifact / "link").symlink_to("a.bin")
+    (artifact / "linked").symlink_to(artifact / "sub")
+    assert set(causes(artifact)) == {"empty", "empty/inner", "pipe", "link", "linked"}
+
+
+def test_the_right_bytes_behind_a_link_are_not_the_artifact_s(
+    artifact: Path, tmp_path: Path
+) -> None:
+    (artifact / "a.bin").rename(tmp_path / "a.bin")
+    (artifact / "a.bin").symlink_to(tmp_path / "a.bin")
+    (artifact / "sub/b.txt").unlink()
+    (artifact / "sub/b.txt").mkdir()
+    assert causes(artifact) == {"a.bin": "a link, not a file", "sub/b.txt": "not a file"}
+
+
+def test_a_manifest_behind_a_link_or_a_pipe(artifact: Path, tmp_path: Path) -> None:
+    (artifact / MANIFEST).rename(tmp_path / MANIFEST)
+    (artifact / MANIFEST).symlink_to(tmp_path / MANIFEST)
+    with pytest.raises(ParetronError, match="link out"):
+        verify(artifact)
+    (artifact / MANIFEST).unlink()
+    os.mkfifo(artifact / MANIFEST)
+    with pytest.raises(ParetronError, match="a pipe"):
+        verify(artifact)
+
+
+def test_without_a_manifest_the_next_command_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ParetronError) as caught:
+        verify(tmp_path)
+    assert f"paretron inspect {tmp_path}" in caught.value.problems[0].fix
+
+
+def test_identity_says_whether_a_sum_was_known(artifact: Path, tmp_path: Path) -> None:
+    assert identify(artifact) == Identity(identity(artifact), verified=True)
+    (artifact / "a.bin").write_bytes(b"x")
+    with pytest.raises(ParetronError, match="differ"):
+        identify(artifact)
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    assert not identify(plain).verified
+    (plain / "model.safetensors").write_bytes(b"1")
+    assert identify(plain) == Identity(identity(plain), verified=False)

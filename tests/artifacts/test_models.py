@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from makers import PicoMaker
+from paretron.artifacts.companions import TOKENIZER_FILES
 from paretron.artifacts.config import read_config
-from paretron.artifacts.models import TOKENIZER_FILES, load_model, load_tokenizer, save_model
+from paretron.artifacts.models import load_model, load_tokenizer, save_model
 from paretron.artifacts.reader import SINGLE, Checkpoint
 from paretron.errors import Code, ParetronError
 

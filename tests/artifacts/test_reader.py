@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -14,8 +19,11 @@ from safetensors.torch import save_file
 
 from makers import PicoMaker
 from paretron.artifacts.reader import INDEX, SINGLE, Checkpoint
+from paretron.artifacts.tensors import check_finite
 from paretron.artifacts.writer import TensorWriter, dtype_name
 from paretron.errors import Code, ParetronError
+from paretron.families import FAMILIES as FAMILIES_BY_NAME
+from paretron.families import expected_tensors
 
 EMBEDDING = "model.embed_tokens.weight"
 NORM = "model.norm.weight"
@@ -247,3 +255,111 @@ def test_unaligned_tensors(tmp_path: Path, pico: PicoMaker) -> None:
     checkpoint = Checkpoint.open(folder)
     assert any(e.start % 4 for e in checkpoint.entries.values())
     assert all(torch.equal(checkpoint.read(n), t) for n, t in tensors.items())
+
+
+def test_opening_reads_nothing_but_headers(tmp_path: Path) -> None:
+    """30 shards of 30 tensors, 24 GB as they claim and next to nothing on disk."""
+    folder = tmp_path / "large"
+    names = large_checkpoint(folder, shards=30)
+    script = (
+        "import sys, time; from pathlib import Path; from paretron.artifacts.reader import *\n"
+        "start = time.process_time(); found = Checkpoint.open(Path(sys.argv[1]))\n"
+        "spent = time.process_time() - start\n"
+        "status = Path('/proc/self/status').read_text().splitlines()\n"
+        "peak = next(l for l in status if 'VmHWM' in l).split()[1]\n"
+        "print(len(found.entries), found.nbytes, spent, peak, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True
+    )
+    count, nbytes, seconds, peak_kb, torch_imported = done.stdout.split()
+    assert int(count) == len(names) > 880
+    assert int(nbytes) > 20e9
+    assert float(seconds) < 0.2
+    assert int(peak_kb) < 50_000
+    assert torch_imported == "False"
+
+
+def large_checkpoint(folder: Path, *, shards: int) -> list[str]:
+    """A checkpoint of sparse files: real headers, and data that takes no room."""
+    config = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32000,
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 98,
+        "num_attention_heads": 32, "num_key_value_heads": 8,
+    }  # fmt: skip
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    expected = list(expected_tensors(FAMILIES_BY_NAME["llama"], config).items())
+    each = -(-len(expected) // shards)
+    weight_map = {}
+    for k in range(shards):
+        name = f"model-{k + 1:05d}-of-{shards:05d}.safetensors"
+        header: dict[str, object] = {}
+        position = 0
+        for tensor, shape in expected[k * each : (k + 1) * each]:
+            end = position + 2 * prod(shape)
+            header[tensor] = {"dtype": "BF16", "shape": shape, "data_offsets": [position, end]}
+            position = end
+            weight_map[tensor] = name
+        text = json.dumps(header).encode()
+        with (folder / name).open("wb") as f:
+            f.write(len(text).to_bytes(8, "little") + text)
+            f.truncate(8 + len(text) + position)
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return list(weight_map)
+
+
+def test_a_tensor_is_mapped_without_being_checked(pico: PicoMaker) -> None:
+    folder = pico()
+    norm = torch.ones(64)
+    norm[3] = float("nan")
+    edit_weights(folder, model__norm__weight=norm)
+    checkpoint = Checkpoint.open(folder)
+    tensor = checkpoint.map(NORM)
+    assert tensor.isnan().sum() == 1
+    check_finite(tensor[4:], checkpoint.where(NORM))
+    with pytest.raises(ParetronError, match="1 of 4 values") as caught:
+        check_finite(tensor[:4], checkpoint.where(NORM))
+    assert caught.value.problems[0].where.endswith(f"{SINGLE}: {NORM}")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.float64, torch.bool])
+def test_weights_of_a_dtype_that_nothing_computes_in(dtype: torch.dtype, pico: PicoMaker) -> None:
+    folder = pico()
+    edit_weights(folder, model__norm__weight=torch.ones(64).to(dtype))
+    assert codes_of(folder) == {Code.INPUT_DTYPE}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64,
+                                   torch.float8_e4m3fn, torch.float8_e5m2])  # fmt: skip
+def test_every_bit_pattern_that_is_no_number_is_counted(dtype: torch.dtype) -> None:
+    one_byte = torch.arange(256, dtype=torch.uint8)
+    if dtype.itemsize == 1:
+        values = one_byte.view(dtype)
+    else:
+        high = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16)
+        wide = torch.zeros(len(high), dtype.itemsize // 2, dtype=torch.uint16)
+        wide[:, -1] = high  # the high half of each value, little-endian
+        values = wide.view(dtype).view(-1)
+    expected = int((~torch.isfinite(values.double())).sum())
+    assert expected > 0
+    with pytest.raises(ParetronError, match=f"{expected} of {len(values)} values"):
+        check_finite(values, "x")
+    check_finite(values[torch.isfinite(values.double())], "x")
+
+
+def test_names_inside_of_the_folder_may_share_a_file(pico: PicoMaker) -> None:
+    folder = pico()
+    os.link(folder / SINGLE, folder / "another-name")
+    assert Checkpoint.open(folder).entries
+    os.link(folder / SINGLE, folder.parent / "outside")
+    assert codes_of(folder) == {Code.INPUT_UNSAFE_PATH}
+
+
+def test_a_socket_in_place_of_a_file(pico: PicoMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = pico()
+    monkeypatch.chdir(folder)  # a socket's path must be short
+    (folder / SINGLE).unlink()
+    with closing(socket.socket(socket.AF_UNIX)) as end:
+        end.bind(SINGLE)
+        assert codes_of(folder) == {Code.INPUT_FILE}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 
+from paretron.artifacts import staging
 from paretron.artifacts.manifest import Provenance, verify
 from paretron.artifacts.staging import locked, refuse_overlap, staged
 from paretron.errors import Code, ParetronError
@@ -127,6 +129,67 @@ def test_published_while_we_waited_for_nothing(tmp_path: Path) -> None:
         assert caught.value.problems[0].code is Code.LOCKED
         assert str(os.getpid()) in caught.value.problems[0].cause
     assert (tmp_path / "out/a").read_text() == "first"
+
+
+def test_what_is_known_not_to_fit_is_refused_before_any_work(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    with (
+        pytest.raises(ParetronError) as caught,
+        staged(tmp_path / "out", provenance=MADE, needed_bytes=4 * free),
+    ):
+        pytest.fail("the work began")
+    (problem,) = caught.value.problems
+    assert problem.code is Code.DISK
+    assert f"{4 * free} bytes needed" in problem.cause
+    assert "bytes free" in problem.cause
+    assert leftovers(tmp_path) == []
+
+
+def test_provenance_may_be_made_meanwhile(tmp_path: Path) -> None:
+    asked_when: list[bool] = []
+
+    def made() -> Provenance:
+        asked_when.append((tmp_path / ".out.staging/data").is_file())
+        return MADE
+
+    with staged(tmp_path / "out", provenance=made) as folder:
+        (folder / "data").write_text("x")
+    assert asked_when == [True]
+    assert verify(tmp_path / "out")["kind"] == "test"
+
+
+def test_a_digest_that_is_known_is_not_computed_again(tmp_path: Path) -> None:
+    digests = {"data": "0" * 64}
+    with staged(tmp_path / "out", provenance=MADE, digests=digests) as folder:
+        (folder / "data").write_text("x")
+    with pytest.raises(ParetronError, match="data"):
+        verify(tmp_path / "out")
+
+
+def test_where_nothing_can_be_exchanged_the_old_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(tmp_path / "out", "old")
+    monkeypatch.setattr(staging, "_RENAME_EXCHANGE", 1 << 6)  # no flag: the kernel says EINVAL
+    with pytest.raises(ParetronError) as caught:
+        publish(tmp_path / "out", "new", overwrite=True)
+    assert caught.value.problems[0].code is Code.OUT_EXISTS
+    assert "without --overwrite" in caught.value.problems[0].fix
+    assert content(tmp_path / "out") == "old"
+    assert leftovers(tmp_path) == []
+
+
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(staging.fcntl, "flock", no_locks)
+    with pytest.raises(ParetronError) as caught:
+        publish(tmp_path / "out", "x")
+    assert caught.value.problems[0].code is Code.LOCKED
+    assert "cannot lock" in caught.value.problems[0].cause
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

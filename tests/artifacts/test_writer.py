@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -92,6 +93,30 @@ def test_any_layout_in_shards_of_any_size(
         ]
 
 
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(1, 200))
+def test_rows_in_blocks_are_the_same_file_and_hashed_on_the_way(
+    blocks: list[int], max_shard_bytes: int
+) -> None:
+    tensors = {"a": torch.randn(sum(blocks), 3), "b": torch.randn(2), "c": torch.randn(3, 2, 2)}
+    layout = {n: (dtype_name(t), tuple(t.shape)) for n, t in tensors.items()}
+    digests: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as name:
+        whole, cut = Path(name) / "whole", Path(name) / "cut"
+        for folder in (whole, cut):
+            folder.mkdir()
+        write(whole, tensors, max_shard_bytes)
+        with TensorWriter(cut, layout, max_shard_bytes=max_shard_bytes, digests=digests) as writer:
+            for rows in tensors["a"].split(blocks):
+                writer.write("a", rows)
+            writer.write("b", tensors["b"])
+            for row in tensors["c"].split(1):
+                writer.write("c", row)
+        files = {p.name: p.read_bytes() for p in whole.iterdir()}
+        assert {p.name: p.read_bytes() for p in cut.iterdir()} == files
+    weights = {n: b for n, b in files.items() if n.endswith(".safetensors")}
+    assert digests == {n: hashlib.sha256(b).hexdigest() for n, b in weights.items()}
+
+
 def test_equal_input_is_equal_bytes(tmp_path: Path) -> None:
     tensors = {"a": torch.arange(10), "b": torch.ones(3, 3)}
     for name in ("1", "2"):
@@ -117,6 +142,22 @@ def test_what_was_not_planned_is_refused(name: str, tensor: torch.Tensor, tmp_pa
         TensorWriter(tmp_path, LAYOUT) as writer,
     ):
         writer.write(name, tensor)
+
+
+def test_rows_that_are_too_many_too_few_or_another_tensors(tmp_path: Path) -> None:
+    layout = {"a": ("F32", (3, 2)), "b": ("F32", (3,))}
+    for rows, then in ((2, "b"), (2, "a"), (4, "a")):
+        with (
+            pytest.raises(ValueError, match="not planned"),
+            TensorWriter(tmp_path, layout) as writer,
+        ):
+            writer.write("a", torch.zeros(rows, 2))
+            writer.write(then, torch.zeros(2, 2) if then == "a" else torch.zeros(3))
+    with (
+        pytest.raises(ValueError, match="a was planned"),
+        TensorWriter(tmp_path, layout) as writer,
+    ):
+        writer.write("a", torch.zeros(2, 2))
 
 
 def test_what_was_planned_must_be_written(tmp_path: Path) -> None:

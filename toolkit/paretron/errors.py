@@ -24,11 +24,23 @@ class Code(enum.Enum):
     INPUT_MISSING = "input.missing"
     INPUT_CONFIG = "input.config"
     INPUT_FAMILY = "input.family"
-    INPUT_HEADER = "input.header"
+    INPUT_FILE = "input.file"
+    HEADER_JSON = "input.header_json"
+    HEADER_LENGTH = "input.header_length"
+    HEADER_DUPLICATE = "input.header_duplicate"
+    HEADER_ENTRY = "input.header_entry"
+    HEADER_DTYPE = "input.header_dtype"
+    HEADER_SHAPE = "input.header_shape"
+    HEADER_OFFSETS = "input.header_offsets"
+    HEADER_OVERLAP = "input.header_overlap"
+    HEADER_HOLE = "input.header_hole"
+    HEADER_TRAILING = "input.header_trailing"
+    INPUT_EXTERNAL = "input.external_data"
     INPUT_TRUNCATED = "input.truncated"
     INPUT_INDEX = "input.index"
     INPUT_UNSAFE_PATH = "input.unsafe_path"
     INPUT_SHAPE = "input.shape"
+    INPUT_DTYPE = "input.dtype"
     INPUT_UNKNOWN_TENSOR = "input.unknown_tensor"
     INPUT_MISSING_TENSOR = "input.missing_tensor"
     INPUT_TIED = "input.tied"
@@ -38,6 +50,7 @@ class Code(enum.Enum):
     INPUT_TOKENIZER = "input.tokenizer"
     INPUT_CORPUS = "input.corpus"
     INPUT_MANIFEST = "input.manifest"
+    INPUT_CHECKSUM = "input.checksum"
     INPUT_OFFLINE = "input.offline"
     # 4: resources
     DISK = "resource.disk"
@@ -70,6 +83,11 @@ _EXIT = {"recipe": 2, "usage": 2, "run": 2, "input": 3, "resource": 4, "gate": 5
 _SECRET = re.compile(r"\b(hf_|sk-|gh[pousr]_|github_pat_|glpat-)[A-Za-z0-9_-]{16,}")
 
 
+def redacted(text: str) -> str:
+    """The text with the rest of every access token in it left out."""
+    return _SECRET.sub(r"\1***", text)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One finding: what was wrong, where (file, key, tensor), and what to do next."""
@@ -81,7 +99,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         for name in ("cause", "where", "fix"):
-            object.__setattr__(self, name, _SECRET.sub(r"\1***", getattr(self, name)))
+            object.__setattr__(self, name, _one_line(redacted(getattr(self, name))))
 
     def as_json(self) -> dict[str, str]:
         """The stable JSON form that `--json` prints."""
@@ -91,6 +109,13 @@ class Problem:
         where = f"{self.where}: " if self.where else ""
         fix = f"\n  fix: {self.fix}" if self.fix else ""
         return f"[{self.code.value}] {where}{self.cause}{fix}"
+
+
+def _one_line(text: str) -> str:
+    """What a file says may be quoted, but it must not move the cursor or break the line."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class ParetronError(Exception):

@@ -45,6 +45,8 @@ tags: [paretron]
 
 {% for role, identity in provenance.parents.items() %}
 - {{ role | text }}: `{{ identity | code }}`
+{%- if role in provenance.unverified %} (unverified: no checksum is known of it){% endif %}
+
 {% endfor %}
 {% if provenance.seed is not none %}
 - seed: {{ provenance.seed | text }}
@@ -86,6 +88,11 @@ generator.append_tokens(tokenizer.encode("Once upon a time"))
 while not generator.is_done():
     generator.generate_next_token()
 print(tokenizer.decode(generator.get_sequence(0)))""",
+    "llama.cpp": """\
+from llama_cpp import Llama
+
+llm = Llama("PATH/model.gguf")
+print(llm("Once upon a time", max_tokens=40)["choices"][0]["text"])""",
 }
 
 

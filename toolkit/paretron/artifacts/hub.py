@@ -53,7 +53,7 @@ def locate(model: str, *, revision: str, offline: bool, weights: bool) -> Locate
 
 def _from_hub(model: str, revision: str, *, offline: bool, weights: bool) -> Located:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         folder = snapshot_download(
@@ -73,11 +73,11 @@ def _from_hub(model: str, revision: str, *, offline: bool, weights: bool) -> Loc
                 fix="run once without --offline where there is a network, or name a local folder",
             )
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the library lets through whatever its transport raises
         raise ParetronError(
             Problem(
                 Code.INPUT_MISSING,
-                str(error).strip().splitlines()[0][:200],
+                f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
                 where=f"{model}@{revision}",
                 fix="check the id, its licence and your access (`hf auth login`)",
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,18 @@ from transformers import (
 from transformers.activations import ACT2FN
 from transformers.utils.logging import disable_progress_bar
 
+from paretron.artifacts.companions import copy_tokenizer, write_companions
 from paretron.artifacts.config import DTYPE_NAMES, servable_config
-from paretron.artifacts.jsonfile import dump
+from paretron.artifacts.held import on_disk
 from paretron.artifacts.reader import Checkpoint
+from paretron.artifacts.tokenizer import embedding_rows, named_code, tokenizer_problems
 from paretron.artifacts.writer import DEFAULT_SHARD_BYTES, TensorWriter, dtype_name
-from paretron.errors import Code, ParetronError, Problem
-from paretron.families import expected_tensors, family_of
+from paretron.errors import Code, ParetronError, Problem, raise_all
+from paretron.families import Family, expected_tensors, family_of, sizes
+from paretron.families.experts import odd_widths
 
 # Bars of its own would tear ours; stages report progress themselves.
 disable_progress_bar()
-
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
 
 
 def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -43,7 +41,7 @@ def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedM
     checkpoint runs. INPUT_CONFIG when transformers refuses a value of the config, GATE_RELOAD when
     it finds a tensor missing or unexpected.
     """
-    config = _library_config(Checkpoint.open(path))
+    config = library_config(Checkpoint.open(path))
     model, info = AutoModelForCausalLM.from_pretrained(
         path,
         config=config,
@@ -66,49 +64,69 @@ def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedM
     return model.eval()
 
 
-def _library_config(checkpoint: Checkpoint) -> PreTrainedConfig:
+def library_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     """The checked config as transformers' own; its file is not read a second time."""
+    return as_library_config(checkpoint.config, where=str(checkpoint.path / "config.json"))
+
+
+def as_library_config(values: Mapping[str, Any], *, where: str) -> PreTrainedConfig:
+    """A config as transformers' own; INPUT_CONFIG at `where` when it refuses a value."""
+    family = family_of(values)
     try:
-        config = type(AutoConfig.for_model(checkpoint.config["model_type"])).from_dict(
-            checkpoint.config
+        config = type(AutoConfig.for_model(values["model_type"])).from_dict(
+            {**values, **_experts_setting(family, values)}
         )
-        ACT2FN[config.hidden_act]
+        ACT2FN[getattr(config, family.activation)]
+        if values.get(family.attention_softcap) is not None:
+            config._attn_implementation = "eager"  # the library's default leaves the cap out
     except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ParetronError(
             Problem(
                 Code.INPUT_CONFIG,
                 f"transformers refuses it: {type(error).__name__}: {reason}",
-                where=str(checkpoint.path / "config.json"),
+                where=where,
                 fix="correct the value it names",
             )
         ) from error
     return config
 
 
+def _experts_setting(family: Family, config: Mapping[str, Any]) -> dict[str, str]:
+    """How experts are run: one by one where the grouped product refuses their widths."""
+    odd = odd_widths(sizes(family, config))
+    return {"experts_implementation": "eager"} if odd else {}
+
+
 def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """The folder's tokenizer; INPUT_TOKENIZER when there is none or it cannot be read."""
-    if not (path / "tokenizer.json").is_file():
-        raise ParetronError(
-            Problem(
-                Code.INPUT_TOKENIZER,
-                "no tokenizer.json here",
-                where=str(path),
-                fix="copy the tokenizer files beside the weights",
+    """The folder's tokenizer; INPUT_TOKENIZER when there is none or it cannot be read.
+
+    Where a model's config stands beside it, its numbers must fit that model's embedding. No code
+    that the files name is run.
+    """
+    raise_all(tokenizer_problems(path, vocab=embedding_rows(path)))
+    with tempfile.TemporaryDirectory(prefix="paretron-") as clean:
+        folder = path
+        if named_code(path):  # the library would refuse them
+            folder = Path(clean)
+            copy_tokenizer(path, folder)
+        try:
+            return AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
             )
-        )
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the library raises bare Exception for a bad tokenizer.json
-        reason = " ".join(str(error).split())[:200]
-        raise ParetronError(
-            Problem(
-                Code.INPUT_TOKENIZER,
-                f"{type(error).__name__}: {reason}",
-                where=str(path),
-                fix="restore tokenizer.json and tokenizer_config.json from where the model came",
-            )
-        ) from error
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # of a bad file: bare Exception, or a panic that is none
+            reason = " ".join(str(error).split())[:200]
+            raise ParetronError(
+                Problem(
+                    Code.INPUT_TOKENIZER,
+                    f"{type(error).__name__}: {reason}",
+                    where=str(path),
+                    fix="restore tokenizer.json and tokenizer_config.json from where the model "
+                    "came",
+                )
+            ) from error
 
 
 def save_model(
@@ -121,29 +139,17 @@ def save_model(
 ) -> None:
     """Write a Hugging Face repository: weights by the family's table, config, tokenizer.
 
+    `model` is one of transformers, or a state under the names of one.
     `config` is the checkpoint's own (not the library's dump of it); tokenizer and generation
     config are copied from the folder `companions`.
     """
-    state = model.state_dict() if isinstance(model, torch.nn.Module) else model
-    names = expected_tensors(family_of(config), config)
+    held = model.state_dict() if isinstance(model, torch.nn.Module) else model
+    family = family_of(config)
+    state = on_disk(held, family, config)
+    names = expected_tensors(family, config)
     layout = {n: (dtype_name(state[n]), tuple(state[n].shape)) for n in names}
     with TensorWriter(folder, layout, max_shard_bytes=max_shard_bytes) as writer:
         for name in names:
             writer.write(name, state[name])
     dtype = DTYPE_NAMES[layout["model.embed_tokens.weight"][0]]
     write_companions(folder, config=servable_config(config, dtype=dtype), source=companions)
-
-
-def write_companions(folder: Path, *, config: Mapping[str, Any], source: Path) -> None:
-    """Everything of a repository but weights and card: config, tokenizer, generation config."""
-    dump(folder / "config.json", dict(config))
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    if (source / "generation_config.json").is_file():
-        shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
-    else:
-        ids = {
-            k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if k in config
-        }
-        dump(folder / "generation_config.json", {"_from_model_config": True} | ids)

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretron.artifacts.config import read_config
+from paretron.artifacts.config import DTYPE_NAMES, read_config_and_notices
 from paretron.artifacts.headers import TensorEntry, read_header
-from paretron.artifacts.jsonfile import read_object
+from paretron.artifacts.shards import (
+    INDEX,
+    MAX_OF_A_KIND,
+    SINGLE,
+    check_index,
+    two_places,
+    weight_files,
+)
+from paretron.artifacts.tensors import check_finite, map_entry
+from paretron.artifacts.tokenizer import code_notices
 from paretron.errors import Code, ParetronError, Problem, raise_all
 from paretron.families import Family, expected_tensors, family_of, sizes
 
 if TYPE_CHECKING:
     import torch
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-_AGAIN = "restore the index and the shards from where the model came"
-_MAX_OF_A_KIND = 20  # problems told at once: a wrong config may cause thousands
-_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+__all__ = ["INDEX", "SINGLE", "Checkpoint"]
+
+_CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -34,28 +40,30 @@ class Checkpoint:
     config: dict[str, Any]
     family: Family
     entries: dict[str, TensorEntry]
+    notices: tuple[str, ...] = ()  # what was left out, one sentence each
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
         """Check a checkpoint from its config and headers; every disagreement is one problem."""
-        config = read_config(path)
+        config, notices = read_config_and_notices(path)
+        notices += code_notices(path)
         family = family_of(config)
+        weights = weight_files(path)
         found: dict[str, TensorEntry] = {}
-        for file in _weight_files(path):
+        for file in weights.files:
             for name, entry in read_header(file).items():
                 if name in found:
-                    raise ParetronError(
-                        Problem(
-                            Code.INPUT_INDEX,
-                            f"the tensor stands in {found[name].file.name} and in {file.name}",
-                            where=name[:200],
-                            fix=_AGAIN,
-                        )
-                    )
+                    raise two_places(found[name], entry)
                 found[name] = entry
-        _check_index(path, found)
-        found = {n: e for n, e in found.items() if not n.endswith(family.derived)}
-        checkpoint = cls(path, config, family, found)
+        check_index(weights, found)
+        derived = [n for n in found if n.endswith(family.derived)]
+        for name in derived:
+            del found[name]
+        if weights.ignored:
+            notices += (f"not read, another copy of the weights: {_some(weights.ignored)}",)
+        if derived:
+            notices += (f"left out, the config determines them: {_some(derived)}",)
+        checkpoint = cls(path, config, family, found, notices)
         checkpoint._check_table()
         return checkpoint
 
@@ -74,33 +82,20 @@ class Checkpoint:
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, memory-mapped and not to be written to; INPUT_NONFINITE on NaN or Inf."""
-        import torch
-
-        entry = self.entries[name]
-        dtype = _torch_dtype(entry.dtype)
-        if entry.nbytes == 0:
-            return torch.empty(entry.shape, dtype=dtype)
-        page = entry.start - entry.start % mmap.ALLOCATIONGRANULARITY
-        with entry.file.open("rb") as f:
-            # A private mapping: torch wants writable memory, the file must never change.
-            memory = mmap.mmap(
-                f.fileno(), entry.start - page + entry.nbytes, offset=page, access=mmap.ACCESS_COPY
-            )
-        flat = torch.frombuffer(
-            memory, dtype=dtype, count=entry.nbytes // dtype.itemsize, offset=entry.start - page
-        )
-        tensor = flat.view(entry.shape)
-        if dtype.is_floating_point and not _all_finite(tensor):
-            count = int((~torch.isfinite(tensor.float())).sum())
-            raise ParetronError(
-                Problem(
-                    Code.INPUT_NONFINITE,
-                    f"{count} of {tensor.numel()} values are NaN or infinite",
-                    where=f"{entry.file}: {name}",
-                    fix="use a checkpoint whose training did not diverge",
-                )
-            )
+        tensor = self.map(name)
+        check_finite(tensor, self.where(name))
         return tensor
+
+    def map(self, name: str) -> torch.Tensor:
+        """Like `read`, but no byte is read before it is used, and no value is checked.
+
+        For who keeps a part of it: `check_finite(part, checkpoint.where(name))` is due then.
+        """
+        return map_entry(self.entries[name])
+
+    def where(self, name: str) -> str:
+        """A tensor's place, as errors name it."""
+        return f"{self.entries[name].file}: {name}"
 
     def _check_table(self) -> None:
         expected = expected_tensors(self.family, self.config)
@@ -136,13 +131,24 @@ class Checkpoint:
             for n, s in expected.items()
             if n in self.entries and self.entries[n].shape != s
         )
-        raise_all([p for kind in (unknown, missing, shapes) for p in islice(kind, _MAX_OF_A_KIND)])
+        dtypes = (
+            Problem(
+                Code.INPUT_DTYPE,
+                f"its values are {e.dtype}",
+                where=f"{e.file.name}: {n[:200]}",
+                fix=f"start from weights in one of {', '.join(DTYPE_NAMES)}",
+            )
+            for n, e in self.entries.items()
+            if n in expected and e.dtype not in DTYPE_NAMES
+        )
+        kinds = (unknown, missing, shapes, dtypes)
+        raise_all([p for kind in kinds for p in islice(kind, MAX_OF_A_KIND)])
 
     def _drop_tied_head(self) -> None:
         """A tied checkpoint may still hold lm_head, if it really is the embedding."""
         head, embedding = self.entries["lm_head.weight"], "model.embed_tokens.weight"
         other = self.entries.get(embedding)
-        if other is None or _digest(head) != _digest(other):
+        if other is None or not _same_bytes(head, other):
             raise ParetronError(
                 Problem(
                     Code.INPUT_TIED,
@@ -162,148 +168,22 @@ class Checkpoint:
         return text
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights, by index or alone; nothing outside of the folder."""
-    if (folder / INDEX).is_file():
-        index = read_object(folder / INDEX, code=Code.INPUT_INDEX)
-        weight_map = index.get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ParetronError(
-                Problem(Code.INPUT_INDEX, "no weight_map", where=str(folder / INDEX), fix=_AGAIN)
-            )
-        names = sorted({str(v) for v in weight_map.values()})
-        stray = sorted(
-            p.name for p in folder.glob("model-*-of-*.safetensors") if p.name not in names
-        )
-        if stray:
-            raise ParetronError(
-                Problem(
-                    Code.INPUT_INDEX,
-                    "a shard that the index does not name",
-                    where=str(folder / stray[0]),
-                    fix="remove it, or restore the index that belongs to it",
-                )
-            )
-        return [_inside(folder, name) for name in names]
-    if (folder / SINGLE).is_file():
-        return [_inside(folder, SINGLE)]
-    pickles = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt*")))
-    if pickles:
-        raise ParetronError(
-            Problem(
-                Code.INPUT_PICKLE,
-                "the weights are pickled, which can run code when opened",
-                where=str(folder / pickles[0]),
-                fix="convert them to safetensors where you trust them, then come back",
-            )
-        )
-    raise ParetronError(
-        Problem(
-            Code.INPUT_MISSING,
-            "config.json is here, but no safetensors weights",
-            where=str(folder),
-            fix=f"add {SINGLE}, or shards with {INDEX}",
-        )
-    )
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """The file of that name: a plain name, a regular file, inside the folder or its hub cache."""
-    if not _SAFE_NAME.fullmatch(name):
-        raise ParetronError(
-            Problem(
-                Code.INPUT_UNSAFE_PATH,
-                f"{name[:80]!r} is not a plain file name",
-                where=str(folder / INDEX),
-                fix="take the model from a source you trust: an index names shards beside itself",
-            )
-        )
-    path = folder / name
-    if not path.is_file():
-        raise ParetronError(
-            Problem(
-                Code.INPUT_INDEX,
-                "the index names this shard, but it is not here",
-                where=str(path),
-                fix="finish the download",
-            )
-        )
-    real, roots = Path(os.path.realpath(path)), [Path(os.path.realpath(folder))]
-    if folder.resolve().parent.name == "snapshots":  # a hub cache links to the blobs beside it
-        roots.append(folder.resolve().parent.parent / "blobs")
-    if not any(real.is_relative_to(root) for root in roots):
-        raise ParetronError(
-            Problem(
-                Code.INPUT_UNSAFE_PATH,
-                "the shard is a link out of the folder",
-                where=str(path),
-                fix="copy the file that it links to into the folder",
-            )
-        )
-    return path
-
-
-def _check_index(folder: Path, found: dict[str, TensorEntry]) -> None:
-    if not (folder / INDEX).is_file():
-        return
-    weight_map = read_object(folder / INDEX, code=Code.INPUT_INDEX)["weight_map"]
-    problems = [
-        Problem(
-            Code.INPUT_INDEX,
-            f"the index says {weight_map[n]!s:.80}, the tensor is in {e.file.name}"
-            if n in weight_map
-            else f"the index does not name this tensor of {e.file.name}",
-            where=n[:200],
-            fix=_AGAIN,
-        )
-        for n, e in found.items()
-        if weight_map.get(n) != e.file.name
-    ]
-    problems += [
-        Problem(Code.INPUT_INDEX, f"not in {weight_map[n]!s:.80}", where=n[:200], fix=_AGAIN)
-        for n in weight_map
-        if n not in found
-    ]
-    raise_all(problems[:_MAX_OF_A_KIND])
-
-
 def _matches(pattern: str, name: str) -> bool:
-    return re.fullmatch(re.escape(pattern).replace(r"\{i\}", r"\d+"), name) is not None
+    expression = re.escape(pattern).replace(r"\{i\}", r"\d+").replace(r"\{e\}", r"\d+")
+    return re.fullmatch(expression, name) is not None
 
 
-def _digest(entry: TensorEntry) -> str:
-    import hashlib
-
-    digest = hashlib.sha256(f"{entry.dtype}{entry.shape}".encode())
-    with entry.file.open("rb") as f:
-        f.seek(entry.start)
-        left = entry.nbytes
-        while left:
-            chunk = f.read(min(left, 1 << 24))
-            digest.update(chunk)
-            left -= len(chunk)
-    return digest.hexdigest()
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(name[:80] for name in names[:3]) + more
 
 
-def _torch_dtype(name: str) -> torch.dtype:
-    import torch
-
-    return {
-        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-        "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64,
-        "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-        "BOOL": torch.bool,
-    }[name]  # fmt: skip
-
-
-def _all_finite(tensor: torch.Tensor) -> bool:
-    """NaN and Inf survive a sum in double precision, which needs no temporary of full size."""
-    import torch
-
-    flat = tensor.reshape(-1)
-    return all(
-        bool(torch.isfinite(part.sum(dtype=torch.float64)))
-        if part.dtype.itemsize > 1
-        else bool(torch.isfinite(part.float()).all())
-        for part in flat.split(1 << 22)
-    )
+def _same_bytes(a: TensorEntry, b: TensorEntry) -> bool:
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    with a.file.open("rb") as one, b.file.open("rb") as other:
+        one.seek(a.start)
+        other.seek(b.start)
+        steps = range(0, a.nbytes, _CHUNK_BYTES)
+        sizes = (min(_CHUNK_BYTES, a.nbytes - start) for start in steps)
+        return all(one.read(n) == other.read(n) for n in sizes)

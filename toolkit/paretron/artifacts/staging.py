@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -20,29 +20,42 @@ from paretron.errors import Code, ParetronError, Problem
 
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100
+_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def staged(target: Path, *, provenance: Provenance, overwrite: bool = False) -> Iterator[Path]:
+def staged(
+    target: Path,
+    *,
+    provenance: Provenance | Callable[[], Provenance],
+    overwrite: bool = False,
+    needed_bytes: int | None = None,
+    digests: Mapping[str, str] | None = None,
+) -> Iterator[Path]:
     """Yield a fresh folder beside `target`; on a clean exit it becomes `target`, whole.
 
-    Errors: OUT_EXISTS when the target is there and `overwrite` is not asked for, LOCKED when
-    another process is writing the same target, DISK when the volume is full. With any error the
-    staging folder is removed and what was at `target` before stays untouched.
+    `provenance` may be a function, asked when everything is written; `digests` gives the sha256 of
+    files that were hashed while they were written. With `needed_bytes` a volume with less space is
+    refused before any work. Errors: OUT_EXISTS when the target is there and `overwrite` is not
+    asked for, LOCKED when another process is writing the same target, DISK when the volume is
+    full. With any error the staging folder is removed and what was at `target` before stays
+    untouched.
     """
     target = Path(os.path.abspath(target))
     refuse_existing(target, overwrite=overwrite)
     staging = target.parent / f".{target.name}.staging"
     lock = target.parent / f".{target.name}.lock"
-    with _full_disk_told(target, staging), locked(lock, what=str(target)):
+    with _full_disk_told(target, staging, needed_bytes), locked(lock, what=str(target)):
         refuse_existing(target, overwrite=overwrite)  # another process may have published it
         shutil.rmtree(staging, ignore_errors=True)  # a killed process left it
+        _refuse_too_little_space(target, needed_bytes)
         try:
-            with _full_disk_told(target, staging):
+            with _full_disk_told(target, staging, needed_bytes):
                 staging.mkdir()
                 yield staging
-                write_manifest(staging, provenance)
+                made = provenance() if callable(provenance) else provenance
+                write_manifest(staging, made, digests=digests)
                 _fsync_tree(staging)
                 _publish(staging, target, overwrite=overwrite)
         finally:
@@ -101,7 +114,10 @@ def _lock_file(path: Path, what: str) -> TextIO:
         f = path.open("a+")
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):  # some say EACCES for held
+                f.close()
+                raise _no_locks(what, error) from error
             with f:
                 raise ParetronError(
                     Problem(
@@ -117,6 +133,17 @@ def _lock_file(path: Path, what: str) -> TextIO:
         except FileNotFoundError:
             pass
         f.close()
+
+
+def _no_locks(what: str, error: OSError) -> ParetronError:
+    return ParetronError(
+        Problem(
+            Code.LOCKED,
+            f"this file system cannot lock a file ({error.strerror})",
+            where=what,
+            fix="name an --out on a local disk, or mount this one with locks",
+        )
+    )
 
 
 def _holder(f: TextIO) -> str:
@@ -138,10 +165,25 @@ def _publish(staging: Path, target: Path, *, overwrite: bool) -> None:
 
 
 def _exchange(a: Path, b: Path) -> None:
-    """Swap two paths in one step, so that a reader sees the old or the new, never neither."""
+    """Swap two paths in one step, so that a reader sees the old or the new, never neither.
+
+    Where the file system knows no such step (network file systems do not) nothing is replaced:
+    two renames would leave a moment with neither.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(_AT_FDCWD, bytes(a), _AT_FDCWD, bytes(b), _RENAME_EXCHANGE):
-        raise OSError(ctypes.get_errno(), "could not swap the new artifact in", str(b))
+    if not libc.renameat2(_AT_FDCWD, bytes(a), _AT_FDCWD, bytes(b), _RENAME_EXCHANGE):
+        return
+    number = ctypes.get_errno()
+    if number not in _NO_EXCHANGE:
+        raise OSError(number, "could not swap the new artifact in", str(b))
+    raise ParetronError(
+        Problem(
+            Code.OUT_EXISTS,
+            f"this file system cannot replace a folder in one step ({os.strerror(number)})",
+            where=str(b),
+            fix="remove it and run again without --overwrite, or name another --out",
+        )
+    )
 
 
 def _fsync_tree(folder: Path) -> None:
@@ -158,12 +200,29 @@ def _fsync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems sync no folders
+            raise
     finally:
         os.close(fd)
 
 
+def _refuse_too_little_space(target: Path, needed_bytes: int | None) -> None:
+    """DISK when the volume has less room than is known to be needed."""
+    free = shutil.disk_usage(target.parent).free
+    if needed_bytes is not None and free < needed_bytes:
+        raise ParetronError(
+            Problem(
+                Code.DISK,
+                f"{needed_bytes} bytes needed, {free} bytes free",
+                where=str(target),
+                fix="free some space, or name an --out on a larger volume",
+            )
+        )
+
+
 @contextmanager
-def _full_disk_told(target: Path, staging: Path) -> Iterator[None]:
+def _full_disk_told(target: Path, staging: Path, needed_bytes: int | None) -> Iterator[None]:
     """DISK instead of the system's error when the volume is full."""
     try:
         yield
@@ -172,10 +231,11 @@ def _full_disk_told(target: Path, staging: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(target.parent).free
         written = sum(p.stat().st_size for p in staging.rglob("*") if p.is_file())
+        of_needed = f" of {needed_bytes} needed" if needed_bytes is not None else ""
         raise ParetronError(
             Problem(
                 Code.DISK,
-                f"{error.strerror} after {written} bytes, {free} bytes free",
+                f"{error.strerror} after {written} bytes{of_needed}, {free} bytes free",
                 where=str(target),
                 fix="free some space; `paretron plan` says how much is needed",
             )
