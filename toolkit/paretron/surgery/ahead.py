@@ -1,21 +1,19 @@
-"""Work done ahead on one background thread, so that reading and writing overlap."""
+"""Work done on a background thread, so that reading, writing and hashing overlap."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class _Done(Generic[Item, Result]):
+class _Made(Generic[Item]):
     item: Item
-    result: Result
 
 
 @dataclass(frozen=True)
@@ -23,17 +21,15 @@ class _End:
     error: BaseException | None
 
 
-def read_ahead(
-    work: Callable[[Item], Result], items: Iterable[Item], *, depth: int = 1
-) -> Iterator[tuple[Item, Result]]:
-    """Yield (item, work(item)) in order, computed on a thread that is at most `depth` ahead.
+def read_ahead(items: Iterator[Item], *, depth: int = 3) -> Iterator[Item]:
+    """Yield the items in order, made on a thread that is at most `depth` ahead.
 
-    Its error is raised where the missing result would have come. Leaving early stops the thread.
+    Its error is raised where the missing item would have come. Leaving early stops the thread.
     """
-    ready: queue.Queue[_Done[Item, Result] | _End] = queue.Queue(maxsize=depth)
+    ready: queue.Queue[_Made[Item] | _End] = queue.Queue(maxsize=depth)
     stop = threading.Event()
 
-    def put(value: _Done[Item, Result] | _End) -> None:
+    def put(value: _Made[Item] | _End) -> None:
         while not stop.is_set():
             try:
                 ready.put(value, timeout=0.1)
@@ -47,7 +43,7 @@ def read_ahead(
             for item in items:
                 if stop.is_set():
                     return
-                put(_Done(item, work(item)))
+                put(_Made(item))
         except BaseException as raised:  # carried over to the thread that waits
             error = raised
         put(_End(error))
@@ -56,9 +52,37 @@ def read_ahead(
     thread.start()
     try:
         while not isinstance(value := ready.get(), _End):
-            yield value.item, value.result
+            yield value.item
+            del value  # nothing is held here while the next one is awaited
         if value.error is not None:
             raise value.error
     finally:
         stop.set()
         thread.join()
+
+
+def in_background(work: Callable[[], Item]) -> Callable[[], Item]:
+    """Start `work` on a thread; the function returned waits for its result, or raises its error.
+
+    A program that ends does not wait for it.
+    """
+    found: list[_Made[Item] | _End] = []
+
+    def run() -> None:
+        try:
+            found.append(_Made(work()))
+        except BaseException as raised:  # carried over to the thread that waits
+            found.append(_End(raised))
+
+    thread = threading.Thread(target=run, name="background", daemon=True)
+    thread.start()
+
+    def result() -> Item:
+        thread.join()
+        (value,) = found
+        if isinstance(value, _Made):
+            return value.item
+        assert value.error is not None  # an end without one comes from read_ahead alone
+        raise value.error
+
+    return result

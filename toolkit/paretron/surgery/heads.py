@@ -10,7 +10,7 @@ of it. With grouped queries only the query heads are merged, each inside its KV 
 and values they share: the rows of q_proj, weight and bias. A KV group pruned whole takes its query
 heads with it. Where every head has its own keys and values (one query head a group), the heads of
 the layer are merged whole: the rows of q_proj, k_proj and v_proj. Norms on query and key have
-head_dim entries and no heads.
+head_dim entries and no heads, or one entry for each channel of each head: those are only cut.
 """
 
 from __future__ import annotations
@@ -36,6 +36,19 @@ def partners(ranking: torch.Tensor, *, kept: int) -> torch.Tensor:
     return out
 
 
+def givers(row: Tensor, *, sizes: Sizes, kept: Kept, ranks: HeadRanks) -> Kept | None:
+    """What is kept with the head that gives in place of each that takes; None where none does."""
+    axis = "q_per_kv" if sizes["q_per_kv"] > 1 else "kv_heads"
+    ranking = ranks.groups if axis == "q_per_kv" else ranks.heads
+    # A norm over all heads (OLMo 2) scales what its projection gives: it is cut, not merged.
+    projection = not row.name.endswith("norm.weight")
+    carried = projection and any(axis in segment for segment in row.dims[0])
+    if not carried or axis not in kept or ranking is None:
+        return None
+    table = partners(ranking, kept=kept[axis].shape[-1])
+    return {**kept, axis: table.gather(-1, kept[axis])}
+
+
 def merged_slice(
     tensor: torch.Tensor, row: Tensor, *, sizes: Sizes, kept: Kept, ranks: HeadRanks
 ) -> torch.Tensor:
@@ -44,12 +57,8 @@ def merged_slice(
     Tensors whose rows carry no pruned heads are only sliced. Computed in fp32, rounded back.
     """
     own = slice_tensor(tensor, row, sizes=sizes, kept=kept)
-    axis = "q_per_kv" if sizes["q_per_kv"] > 1 else "kv_heads"
-    ranking = ranks.groups if axis == "q_per_kv" else ranks.heads
-    carried = any(axis in segment for segment in row.dims[0])
-    if not carried or axis not in kept or ranking is None:
+    giving = givers(row, sizes=sizes, kept=kept, ranks=ranks)
+    if giving is None:
         return own
-    table = partners(ranking, kept=kept[axis].shape[-1])
-    givers = {**kept, axis: table.gather(-1, kept[axis])}
-    other = slice_tensor(tensor, row, sizes=sizes, kept=givers)
+    other = slice_tensor(tensor, row, sizes=sizes, kept=giving)
     return torch.sub(own.float(), other.float()).add_(own.float()).to(tensor.dtype)

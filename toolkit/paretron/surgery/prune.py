@@ -1,34 +1,35 @@
-"""The prune stage: read a tensor, slice it, write it, with reading ahead on one thread.
+"""The prune stage: tensors pass by in blocks of rows, are cut and written.
 
-No model is ever built. What is held at a time is the tensor being written, one that is ready and
-one being sliced, whatever the checkpoint's size.
+No model is ever built. One thread reads and cuts ahead, one writes, one hashes what is written;
+what is held at a time is a few blocks, whatever the checkpoint's size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from paretron.artifacts.companions import write_companions
 from paretron.artifacts.config import DTYPE_NAMES, servable_config
+from paretron.artifacts.headers import DTYPE_BYTES
 from paretron.artifacts.manifest import MANIFEST, Provenance, identity
-from paretron.artifacts.models import write_companions
+from paretron.artifacts.passing import BLOCK_BYTES
 from paretron.artifacts.reader import Checkpoint
 from paretron.artifacts.staging import refuse_overlap, staged
 from paretron.artifacts.writer import Layout, TensorWriter
 from paretron.errors import Code, ParetronError, Problem
-from paretron.families import Sizes, Tensor, expected_tensors
+from paretron.families import Placed, Sizes, placed_tensors
 from paretron.families import sizes as sizes_of
 from paretron.families.table import with_sizes
 from paretron.importance.scores import Scores
 from paretron.recipe import Prune, Score
 from paretron.surgery.ahead import read_ahead
-from paretron.surgery.heads import merged_slice
+from paretron.surgery.cut import Cutter, Piece
 from paretron.surgery.selection import Selection, choose
-from paretron.surgery.slicing import slice_tensor
 
 OnEvent = Callable[[str, Mapping[str, object]], None]
 
@@ -41,22 +42,33 @@ def prune(
     prune: Prune,
     score: Score,
     out: Path,
-    provenance: Provenance,
+    provenance: Provenance | Callable[[], Provenance],
     overwrite: bool = False,
     on_event: OnEvent,
 ) -> None:
     """Cut a checkpoint to the target `sizes` by its scores; `out` is a Hugging Face repository.
 
-    Errors: RECIPE_TARGET, RUN_MISMATCH when the scores are another model's, and those of reading
-    and writing.
+    `provenance` may be a function, asked when everything is written. Errors: RECIPE_TARGET,
+    RUN_MISMATCH when the scores are another model's, and those of reading and writing.
     """
     refuse_overlap(out, model)
     checkpoint = Checkpoint.open(model)
     loaded = Scores.load(scores)
-    _same_model(checkpoint, loaded)
+    same_model(checkpoint, loaded)
     selection = choose(loaded, sizes=sizes, score=score)
-    with staged(out, provenance=provenance, overwrite=overwrite) as folder:
-        write_pruned(checkpoint, selection, folder, sizes=sizes, prune=prune, on_event=on_event)
+    cut = Cut.plan(checkpoint, selection, sizes=sizes, prune=prune)
+    digests: dict[str, str] = {}
+    with (
+        staged(
+            out,
+            provenance=provenance,
+            overwrite=overwrite,
+            needed_bytes=cut.nbytes,
+            digests=digests,
+        ) as folder,
+        _no_memory_told(model),
+    ):
+        cut.write(folder, digests=digests, on_event=on_event)
 
 
 def write_pruned(
@@ -66,85 +78,109 @@ def write_pruned(
     *,
     sizes: Sizes,
     prune: Prune,
-    on_event: OnEvent = lambda kind, fields: None,
 ) -> None:
     """Write what a selection keeps of a checkpoint, config and tokenizer included."""
-    whole = len(selection.layers) == sizes_of(checkpoint.family, checkpoint.config)["layers"]
-    config = with_sizes(
-        checkpoint.family,
-        checkpoint.config,
-        sizes,
-        kept_layers=None if whole else selection.layers,
-    )
-    pieces = list(_pieces(checkpoint, selection, config, prune))
-    layout: Layout = {p.target: (p.dtype, p.shape) for p in pieces}
-    dtype = prune.dtype or DTYPE_NAMES[checkpoint.dtype]
-    servable = servable_config(config, dtype=dtype)  # refuses before anything is written
-    cut = _Cut(checkpoint, selection, prune)
-    limit = int(prune.max_shard_gb * 1e9)
-    with TensorWriter(folder, layout, max_shard_bytes=limit) as writer:
-        for done, (piece, tensor) in enumerate(read_ahead(cut, pieces), start=1):
-            writer.write(piece.target, tensor)
-            on_event("progress", {"done": done, "total": len(pieces), "unit": "tensors"})
-    write_companions(folder, config=servable, source=checkpoint.path)
+    Cut.plan(checkpoint, selection, sizes=sizes, prune=prune).write(folder)
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One tensor to write: its name, dtype and shape, and the source's tensor it is cut from."""
+class Cut:
+    """What will be written: every tensor in order, and the config, refused before any work."""
 
-    target: str
-    dtype: str
-    shape: tuple[int, ...]
-    source: str
-    row: Tensor
-    layer: int | None
+    checkpoint: Checkpoint
+    pieces: tuple[Piece, ...]
+    cutter: Cutter
+    config: Mapping[str, Any]
+    max_shard_bytes: int
 
+    @classmethod
+    def plan(
+        cls,
+        checkpoint: Checkpoint,
+        selection: Selection,
+        *,
+        sizes: Sizes,
+        prune: Prune,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> Cut:
+        """Settle names, shapes, dtypes and the config without reading a weight."""
+        whole = len(selection.layers) == sizes_of(checkpoint.family, checkpoint.config)["layers"]
+        config = with_sizes(
+            checkpoint.family,
+            checkpoint.config,
+            sizes,
+            kept_layers=None if whole else selection.layers,
+        )
+        return cls(
+            checkpoint,
+            tuple(_pieces(checkpoint, selection, config, prune)),
+            Cutter(checkpoint, selection, prune, block_bytes=block_bytes),
+            servable_config(config, dtype=prune.dtype or DTYPE_NAMES[checkpoint.dtype]),
+            int(prune.max_shard_gb * 1e9),
+        )
 
-class _Cut:
-    """Reads and slices one piece."""
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors that will be written."""
+        return sum(prod(p.shape) * DTYPE_BYTES[p.dtype] for p in self.pieces)
 
-    def __init__(self, checkpoint: Checkpoint, selection: Selection, prune: Prune) -> None:
-        self._checkpoint = checkpoint
-        self._sizes = sizes_of(checkpoint.family, checkpoint.config)
-        self._selection = selection
-        self._merge_heads = prune.merge_heads
-        self._dtype: torch.dtype | None = getattr(torch, prune.dtype) if prune.dtype else None
-
-    def __call__(self, piece: Piece) -> torch.Tensor:
-        tensor = self._checkpoint.read(piece.source)
-        kept = self._selection.kept(piece.layer)
-        if piece.layer is not None and self._merge_heads:
-            ranks = self._selection.head_ranks[piece.layer]
-            cut = merged_slice(tensor, piece.row, sizes=self._sizes, kept=kept, ranks=ranks)
-        else:
-            cut = slice_tensor(tensor, piece.row, sizes=self._sizes, kept=kept)
-        return cut.to(self._dtype or cut.dtype).contiguous()
+    def write(
+        self,
+        folder: Path,
+        *,
+        digests: dict[str, str] | None = None,
+        on_event: OnEvent = lambda kind, fields: None,
+    ) -> None:
+        """Write everything but the manifest; `digests` gets the sha256 of every shard."""
+        layout: Layout = {p.target: (p.dtype, p.shape) for p in self.pieces}
+        done, current = 0, None
+        with TensorWriter(
+            folder, layout, max_shard_bytes=self.max_shard_bytes, digests=digests
+        ) as writer:
+            for piece, rows in read_ahead(self.cutter.blocks(self.pieces)):
+                writer.write(piece.target, rows)
+                if piece is not current:
+                    current, done = piece, done + 1
+                    fields = {"done": done, "total": len(self.pieces), "unit": "tensors"}
+                    on_event("progress", fields)
+        write_companions(folder, config=self.config, source=self.checkpoint.path)
 
 
 def _pieces(
     checkpoint: Checkpoint, selection: Selection, config: Mapping[str, Any], prune: Prune
 ) -> Iterator[Piece]:
     """Every tensor of the new model in the order it is written."""
-    family = checkpoint.family
-    new_layers: list[tuple[int, int]] = list(enumerate(selection.layers))
-    origin: dict[str, tuple[str, Tensor, int | None]] = {}
-    for row in family.tensors:
-        if row.per_layer:
-            for new, old in new_layers:
-                origin[row.name.format(i=new)] = (row.name.format(i=old), row, old)
-        else:
-            origin[row.name] = (row.name, row, None)
-    for target, shape in expected_tensors(family, config).items():
-        source, row, layer = origin[target]
-        dtype = _SHORT[prune.dtype] if prune.dtype else checkpoint.entries[source].dtype
-        yield Piece(target, dtype, shape, source, row, layer)
+    size = sizes_of(checkpoint.family, config)
+    for new in placed_tensors(checkpoint.family, config):
+        layer = None if new.layer is None else selection.layers[new.layer]
+        old = Placed(new.row, layer, selection.source_expert(layer, new.expert))
+        dtype = _SHORT[prune.dtype] if prune.dtype else checkpoint.entries[old.name].dtype
+        yield Piece(new.name, dtype, new.row.shape(size), old.name, new.row, layer, new.expert)
 
 
+@contextmanager
+def _no_memory_told(model: Path) -> Iterator[None]:
+    """MEMORY instead of what Python, torch and a thread that cannot start say."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(t in str(error) for t in _NO_MEMORY):
+            raise
+        raise ParetronError(
+            Problem(
+                Code.MEMORY,
+                "not enough memory for a few blocks of a tensor",
+                where=str(model),
+                fix="free some memory, or raise this process's limit by a gigabyte",
+            )
+        ) from error
+
+
+_NO_MEMORY = ("can't allocate memory", "can't start new thread")
 _SHORT = {name: short for short, name in DTYPE_NAMES.items()}  # "bfloat16" -> "BF16"
 
 
-def _same_model(checkpoint: Checkpoint, scores: Scores) -> None:
+def same_model(checkpoint: Checkpoint, scores: Scores) -> None:
     """Scores fit a model of the same family and sizes; an artifact must be the very one."""
     info = scores.info
     mine = sizes_of(checkpoint.family, checkpoint.config)

@@ -13,7 +13,7 @@ from paretron.importance.scores import Scores, rank
 from paretron.recipe import Score
 from paretron.surgery.slicing import Kept
 
-PRUNABLE = ("hidden", "layers", "kv_heads", "q_per_kv", "ffn")
+PRUNABLE = ("hidden", "layers", "kv_heads", "q_per_kv", "ffn", "experts", "moe_ffn")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Selection:
 
     An axis that loses nothing is not listed. `units[i]` belongs to layer i of the SOURCE. Unit
     numbers are ascending; "q_per_kv" is [kv_heads kept, query heads kept], numbered inside the
-    group.
+    group, and "moe_ffn" [experts kept, neurons kept].
     """
 
     layers: tuple[int, ...]
@@ -42,16 +42,32 @@ class Selection:
     units: Mapping[int, Kept]
     head_ranks: Mapping[int, HeadRanks]
 
-    def kept(self, layer: int | None) -> Kept:
-        """What slices a tensor of that layer, or one outside of the layers."""
-        return self.shared if layer is None else {**self.shared, **self.units[layer]}
+    def kept(self, layer: int | None, expert: int | None = None) -> Kept:
+        """What slices a tensor of that layer, or one outside of the layers.
+
+        `expert` is the place of the tensor's expert among those that stay.
+        """
+        if layer is None:
+            return self.shared
+        units = self.units[layer]
+        if expert is not None and "moe_ffn" in units:
+            units = {**units, "moe_ffn": units["moe_ffn"][expert]}
+        return {**self.shared, **units}
+
+    def source_expert(self, layer: int | None, expert: int | None) -> int | None:
+        """The number in the source of the expert at that place among those that stay."""
+        if layer is None or expert is None:
+            return None
+        kept = self.units[layer].get("experts")
+        return expert if kept is None else int(kept[expert])
 
 
 def choose(scores: Scores, *, sizes: Sizes, score: Score) -> Selection:
     """Keep the best units of every axis down to the target `sizes`.
 
-    Channels are ranked over the whole model, neurons and KV groups inside their layer, query heads
-    inside their KV group; `score` says how activations are aggregated and layers are ranked.
+    Channels are ranked over the whole model, neurons, experts and KV groups inside their layer,
+    query heads inside their KV group, an expert's neurons inside it; `score` says how activations
+    are aggregated and layers are ranked.
     Errors: RECIPE_TARGET when a size is out of reach or the scores do not hold that depth.
     """
     have = scores.info.sizes
@@ -62,8 +78,9 @@ def choose(scores: Scores, *, sizes: Sizes, score: Score) -> Selection:
 
     def best(axis: str, layer: int | None = None) -> dict[str, torch.Tensor]:
         """The kept units of an axis, nothing where none goes."""
-        lost = sizes[axis] < have[axis]
-        return {axis: _top(values(axis, layer), sizes[axis])} if lost else {}
+        if sizes.get(axis) == have.get(axis) or not scores.observed(axis, layer):
+            return {}
+        return {axis: _top(values(axis, layer), sizes[axis])}
 
     layers = _choose_layers(scores, sizes["layers"], score)
     units: dict[int, Kept] = {}
@@ -75,7 +92,11 @@ def choose(scores: Scores, *, sizes: Sizes, score: Score) -> Selection:
         queries_kept = {}
         if sizes["q_per_kv"] < have["q_per_kv"]:
             queries_kept = {"q_per_kv": groups[:, : sizes["q_per_kv"]].sort(dim=-1).values}
-        units[i] = best("ffn", i) | groups_kept | queries_kept
+        experts_kept = best("experts", i)
+        neurons_kept = best("moe_ffn", i)  # of all experts
+        if neurons_kept and experts_kept:
+            neurons_kept = {"moe_ffn": neurons_kept["moe_ffn"][experts_kept["experts"]]}
+        units[i] = best("ffn", i) | groups_kept | queries_kept | experts_kept | neurons_kept
         ranks[i] = HeadRanks(groups, rank(heads[:, 0]) if have["q_per_kv"] == 1 else None)
     return Selection(layers, best("hidden"), units, ranks)
 
@@ -97,7 +118,7 @@ def check_target(have: Sizes, want: Sizes) -> None:
 
 
 def _top(values: torch.Tensor, count: int) -> torch.Tensor:
-    return rank(values)[:count].sort().values
+    return rank(values)[..., :count].sort(dim=-1).values
 
 
 def _choose_layers(scores: Scores, count: int, score: Score) -> tuple[int, ...]:
@@ -106,15 +127,16 @@ def _choose_layers(scores: Scores, count: int, score: Score) -> tuple[int, ...]:
     lost = total - count
     if not lost:
         return tuple(range(total))
-    if depth.metric == "bi" and not depth.contiguous:
-        influence = scores.info.influence[1]
-        gone = sorted(range(total), key=lambda i: (influence[i], i))[:lost]
+    if depth.metric in ("bi", "angular") and not depth.contiguous:
+        distance = _block_cost(scores, 1, depth.metric)
+        gone = sorted(range(total), key=lambda i: (distance[i], i))[:lost]
     elif depth.contiguous:
         cost = _block_cost(scores, lost, depth.metric)
         start = min(range(len(cost)), key=lambda i: (cost[i], i))
         gone = list(range(start, start + lost))
     else:
-        order = scores.info.losses.greedy if scores.info.losses else ()
+        found = scores.info.accuracies if depth.metric == "task" else scores.info.losses
+        order = found.greedy if found else ()
         if len(order) < lost:
             raise _not_scored(lost, "one by one")
         gone = [layer for layer, _ in order[:lost]]
@@ -122,13 +144,17 @@ def _choose_layers(scores: Scores, count: int, score: Score) -> tuple[int, ...]:
 
 
 def _block_cost(scores: Scores, lost: int, metric: str) -> Sequence[float]:
-    if metric == "bi":
-        table: Mapping[int, Sequence[float]] = scores.info.influence
-    else:
-        table = scores.info.losses.blocks if scores.info.losses else {}
+    """What removing each block of so many layers costs: lower is better."""
+    info = scores.info
+    table: Mapping[int, Sequence[float]] = {
+        "bi": info.influence,
+        "angular": info.angular,
+        "loss": info.losses.blocks if info.losses else {},
+        "task": info.accuracies.blocks if info.accuracies else {},
+    }[metric]
     if lost not in table:
         raise _not_scored(lost, "as one block")
-    return table[lost]
+    return [-x for x in table[lost]] if metric == "task" else table[lost]
 
 
 def _not_scored(lost: int, how: str) -> ParetronError:
