@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 
 from paretron.families import FAMILIES
 from paretron.importance.collect import batches_of, observe
-from paretron.importance.depth import greedy_removal, removal_losses
+from paretron.importance.depth import Evaluator, Removals, block_removals, greedy_removal
 from paretron.importance.executor import Batch, LayerStack
+from paretron.importance.measures import LossMeasure
 from pico import PICO_FAMILIES, pico_model
 
 LAYERS = 6
@@ -29,6 +30,12 @@ def _windows(count: int = 5, length: int = 24) -> list[torch.Tensor]:
 
 def _batches(*, micro_batch: int = 2) -> list[Batch]:
     return list(batches_of(_windows(), micro_batch))
+
+
+def _losses(
+    stack: LayerStack, batches: Sequence[Batch], *, block_sizes: tuple[int, ...]
+) -> Removals:
+    return block_removals(Evaluator(stack, LossMeasure(batches)), block_sizes=block_sizes)
 
 
 @torch.no_grad()
@@ -52,11 +59,13 @@ def _loss_without(model: PreTrainedModel, gone: Sequence[int]) -> float:
 
 
 @contextmanager
-def _counted(stack: LayerStack) -> Iterator[list[int]]:
-    """The numbers of the layers that ran while open, in order."""
+def _counted(stack: LayerStack, samples: int) -> Iterator[list[int]]:
+    """The numbers of the layers that ran while open, in order, once for every `samples` rows."""
     ran: list[int] = []
     handles = [
-        layer.register_forward_hook(lambda *_, i=i: ran.append(i))
+        layer.register_forward_hook(
+            lambda _m, _a, out, i=i: ran.extend([i] * (len(out) // samples))
+        )
         for i, layer in enumerate(stack.layers)
     ]
     yield ran
@@ -67,7 +76,7 @@ def _counted(stack: LayerStack) -> Iterator[list[int]]:
 @pytest.mark.parametrize("family", PICO_FAMILIES)
 def test_losses_equal_those_of_the_model_itself(family: str) -> None:
     stack = _stack(family)
-    losses = removal_losses(stack, _batches(), block_sizes=(1, 3))
+    losses = _losses(stack, _batches(), block_sizes=(1, 3))
     assert losses.baseline == pytest.approx(_loss_without(stack.model, ()), abs=1e-5)
     for n in (1, 3):
         assert len(losses.blocks[n]) == LAYERS - n + 1
@@ -82,7 +91,7 @@ def test_layers_with_their_own_masks() -> None:
         "qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=3,
         layer_types=["full_attention", "sliding_attention"] * 3,
     )  # fmt: skip
-    losses = removal_losses(stack, _batches(), block_sizes=(1,))
+    losses = _losses(stack, _batches(), block_sizes=(1,))
     assert losses.baseline == pytest.approx(_loss_without(stack.model, ()), abs=1e-5)
     for i, loss in enumerate(losses.blocks[1]):
         assert loss == pytest.approx(_loss_without(stack.model, [i]), abs=1e-5)
@@ -96,7 +105,7 @@ def test_rotary_scaling_and_biases() -> None:
             "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
         },
     )  # fmt: skip
-    losses = removal_losses(stack, _batches(), block_sizes=(2,))
+    losses = _losses(stack, _batches(), block_sizes=(2,))
     assert losses.baseline == pytest.approx(_loss_without(stack.model, ()), abs=1e-5)
     assert losses.blocks[2][1] == pytest.approx(_loss_without(stack.model, (1, 2)), abs=1e-5)
 
@@ -105,8 +114,8 @@ def test_rotary_scaling_and_biases() -> None:
 def test_shared_prefix_halves_the_layer_evaluations(n: int) -> None:
     stack, layers = _stack(layers=12), 12
     batches = _batches(micro_batch=5)
-    with _counted(stack) as ran:
-        removal_losses(stack, batches, block_sizes=(n,))
+    with _counted(stack, samples=5) as ran:
+        _losses(stack, batches, block_sizes=(n,))
     naive = (layers - n + 1) * (layers - n)
     assert len(batches) == 1
     assert len(ran) == layers + naive // 2
@@ -115,15 +124,15 @@ def test_shared_prefix_halves_the_layer_evaluations(n: int) -> None:
 def test_padding_does_not_count() -> None:
     stack = _stack()
     windows = [w[: 10 + k] for k, w in enumerate(_windows())]
-    together = removal_losses(stack, list(batches_of(windows, 5)), block_sizes=(2,))
-    alone = removal_losses(stack, list(batches_of(windows, 1)), block_sizes=(2,))
+    together = _losses(stack, list(batches_of(windows, 5)), block_sizes=(2,))
+    alone = _losses(stack, list(batches_of(windows, 1)), block_sizes=(2,))
     assert together.baseline == pytest.approx(alone.baseline, abs=1e-5)
     assert together.blocks[2] == pytest.approx(alone.blocks[2], abs=1e-5)
 
 
 def test_greedy_removes_the_cheapest_of_what_is_left() -> None:
     stack = _stack()
-    removed = greedy_removal(stack, _batches(), rounds=3)
+    removed = greedy_removal(Evaluator(stack, LossMeasure(_batches())), rounds=3)
     gone: list[int] = []
     for layer, loss in removed:
         left = [i for i in range(LAYERS) if i not in gone]
@@ -155,8 +164,8 @@ def test_scoring_runs_every_layer_once_and_never_the_head() -> None:
     stack = _stack()
     head_runs: list[int] = []
     stack.model.get_output_embeddings().register_forward_hook(lambda *_: head_runs.append(1))
-    batches = _batches()
-    with _counted(stack) as ran:
+    batches = _batches(micro_batch=1)
+    with _counted(stack, samples=1) as ran:
         observe(stack, stack.model.config.to_dict(), batches, block_sizes=(1, 2))
     assert ran == list(range(LAYERS)) * len(batches)
     assert not head_runs

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from paretron.families import FAMILIES
-from paretron.importance.collect import Observed, batches_of, observe
+from paretron.importance.collect import Observed, batches_of, documents_apart, observe
 from paretron.importance.executor import LayerStack
 from paretron.importance.statistics import (
     AGGREGATIONS,
@@ -55,9 +55,9 @@ def _reference(
 
     hooks = []
     for name, module in model.named_modules():
-        if name.endswith(("o_proj", "down_proj")):
+        if name.endswith(("o_proj", "down_proj", "c_proj")):
             hooks.append(module.register_forward_pre_hook(lambda _m, a, n=name: keep(n, a[0])))
-        elif name.endswith(("input_layernorm", "post_attention_layernorm", "model.norm")):
+        elif name.endswith(("layernorm", "model.norm")):
             hooks.append(module.register_forward_hook(lambda _m, _a, out, n=name: keep(n, out)))
     with torch.no_grad():
         for window in windows:
@@ -68,14 +68,16 @@ def _reference(
     def score(activations: list[torch.Tensor]) -> torch.Tensor:
         return _over(batch)(torch.stack([_over(sequence)(a) for a in activations]))
 
-    def rows(suffix: str, unit: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def rows(
+        suffix: str | tuple[str, ...], unit: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
         names = [n for n in seen if n.endswith(suffix)]
         return torch.stack([score([unit(a) for a in seen[n]]) for n in names])
 
     norms = torch.cat((rows("layernorm", torch.abs), rows("model.norm", torch.abs)))
     return {
         "heads": rows("o_proj", lambda a: a.unflatten(-1, (heads, -1)).norm(dim=-1)),
-        "ffn": rows("down_proj", torch.abs),
+        "ffn": rows(("down_proj", "c_proj"), torch.abs),
         "hidden": norms.sum(0, keepdim=True),
     }
 
@@ -125,7 +127,7 @@ def test_batch_size_and_order_do_not_matter(micro_batch: int) -> None:
         bound = 1e-6 * float(one.max())  # the model itself rounds by the shape of its batch
         torch.testing.assert_close(two, one, rtol=1e-6, atol=bound)
         assert torch.equal(one.argsort(), two.argsort())
-    torch.testing.assert_close(other.cosines[1], whole.cosines[1], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(other.distances[1], whole.distances[1], rtol=1e-6, atol=1e-6)
 
 
 def test_halves_merge_to_the_whole() -> None:
@@ -143,7 +145,7 @@ def test_halves_merge_to_the_whole() -> None:
                 rtol=1e-9,
                 atol=1e-12,
             )
-    torch.testing.assert_close(merged.cosines[1], whole.cosines[1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(merged.distances[1], whole.distances[1], rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("length", [1, 31, 32, 1000])
@@ -182,3 +184,17 @@ def test_aggregate_by_hand() -> None:
     for batch, sequence in NINE:
         found = aggregate(statistics, batch=batch, sequence=sequence)
         assert found.item() == pytest.approx(by_hand[batch, sequence], rel=1e-12)
+
+
+def test_documents_apart_see_nothing_of_each_other() -> None:
+    """A window over three documents gives what each of them gives alone."""
+    model = pico_model(num_hidden_layers=2)
+    parts = [torch.tensor([7, 8, 9, 1]), torch.tensor([1]), torch.tensor([30, 31])]
+    windows = list(documents_apart([torch.cat(parts), torch.tensor([5, 1])], eos_token_id=1))
+    assert [w.tolist() for w in windows] == [*(p.tolist() for p in parts), [5, 1]]
+    together = _observe(model, windows[:3], micro_batch=3)
+    joined = _observe(model, [torch.cat(parts)], micro_batch=1)
+    alone = _observe(model, parts[:1], 1).merged(_observe(model, parts[1:], 1))
+    assert together.tokens == joined.tokens == 7
+    torch.testing.assert_close(together.axes["ffn"].sums, alone.axes["ffn"].sums, rtol=1e-5, atol=0)
+    assert not torch.allclose(together.distances[1], joined.distances[1], rtol=1e-3)

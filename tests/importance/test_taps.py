@@ -14,6 +14,12 @@ from paretron.importance.executor import LayerStack
 from paretron.importance.taps import find_taps, tapped
 from pico import PICO_FAMILIES, pico_model
 
+FOUR = (
+    "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)  # fmt: skip
+NORMS = {"gemma2": FOUR, "gemma3_text": FOUR, "olmo2": (FOUR[1], FOUR[3])}
+
 
 @pytest.mark.parametrize("family", PICO_FAMILIES)
 def test_taps_of_every_family(family: str) -> None:
@@ -29,7 +35,7 @@ def test_taps_of_every_family(family: str) -> None:
         *(
             f"model.layers.{i}.{norm}"
             for i in range(4)
-            for norm in ("input_layernorm", "post_attention_layernorm")
+            for norm in NORMS.get(family, ("input_layernorm", "post_attention_layernorm"))
         ),
         "model.norm",
     ]
@@ -58,7 +64,7 @@ def test_tap_that_never_fires_is_an_error() -> None:
     taps = find_taps(FAMILIES["llama"], model.config.to_dict())
     with (
         pytest.raises(ParetronError, match="never run"),
-        tapped(model, taps, lambda number, activation: None),
+        tapped(model, taps, lambda number, activation, here: None),
     ):
         pass
 

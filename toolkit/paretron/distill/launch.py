@@ -1,153 +1,29 @@
-"""Several processes on this machine: torchrun as a child, its workers' events as our own."""
+"""A training in several processes on this machine: its events and errors are ours."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import select
-import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-import paretron
 from paretron.distill.job import Job, OnEvent
-from paretron.distill.relay import problem_from
-from paretron.distill.stop import stop_requests
-from paretron.errors import Code, ParetronError, Problem
-
-_POLL_S = 0.1
-_LOG_TAIL_CHARS = 2000
-
-
-def under_torchrun() -> bool:
-    """Whether this process is one of a group that somebody launched already."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+from paretron.errors import Code, Problem
+from paretron.workers import launch as workers
 
 
 def launch(job: Job, *, on_event: OnEvent) -> None:
     """Run the job in `settings.processes` processes and wait; their error is raised here.
 
-    A request to stop is passed on to the leading worker. Whatever happens, no process is left.
-    Errors: those of the workers, DEVICE when one of them died.
+    A request to stop is passed on to the leading worker, which saves first. Errors: those of the
+    workers, DEVICE when one of them died.
     """
-    with tempfile.TemporaryDirectory(prefix="paretron-") as name, _pipe(Path(name)) as pipe:
-        folder = Path(name)
-        (folder / "job.json").write_text(job.to_json(), "utf-8")
-        log = folder / "log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                _command(job, folder),
-                env=_environment(job.settings.processes),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                # A Ctrl-C goes to us alone, who pass it on.
-                start_new_session=True,
-            )
-        try:
-            story = _watch(process, pipe, on_event)
-        finally:
-            if process.poll() is None:
-                process.kill()  # the workers die with it
-            process.wait()
-        if process.returncode:
-            raise _error(story, process.returncode, log.read_text("utf-8", "replace"), job)
-
-
-@dataclass
-class _Story:
-    """What the workers said besides events."""
-
-    leader_pid: int | None = None
-    problems: list[Problem] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)  # what the others said of a dead one
-
-    def hear(self, message: Mapping[str, Any]) -> None:
-        if "pid" in message:
-            self.leader_pid = int(message["pid"])
-        elif "problem" in message:
-            problem = problem_from(message["problem"])
-            if problem not in self.problems:  # every rank may report the same one
-                self.problems.append(problem)
-        else:
-            said = self.lost if message["peer_lost"] else self.failures
-            said.append(f"on rank {message['rank']}:\n{message['failure']}")
-
-
-def _watch(process: subprocess.Popen[bytes], pipe: int, on_event: OnEvent) -> _Story:
-    story, rest, passed_on = _Story(), b"", False
-    with stop_requests() as stop:
-        running = True
-        while running:
-            running = process.poll() is None  # what it wrote before it ended is read below
-            while select.select([pipe], [], [], _POLL_S if running else 0)[0]:
-                *lines, rest = (rest + os.read(pipe, 1 << 16)).split(b"\n")
-                for line in lines:
-                    message = json.loads(line)
-                    if "event" in message:
-                        on_event(message["event"], message["fields"])
-                    else:
-                        story.hear(message)
-                if stop.made:
-                    break
-            if stop.made and not passed_on and story.leader_pid is not None:
-                passed_on = True
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(story.leader_pid, signal.SIGTERM)
-    return story
-
-
-def _error(story: _Story, returncode: int, log: str, job: Job) -> Exception:
-    if story.problems:
-        return ParetronError(*story.problems)
-    killed = [line.strip() for line in log.splitlines() if "Signal" in line]
-    if story.failures or not killed:
-        ended = f"torchrun ended with {returncode}\n{log[-_LOG_TAIL_CHARS:]}"
-        return RuntimeError([*story.failures, *story.lost, ended][0])
-    return ParetronError(
-        Problem(
+    workers.launch(
+        "paretron.distill.worker",
+        job.to_json(),
+        processes=job.settings.processes,
+        died=Problem(
             Code.DEVICE,
-            f"a training process died: {killed[0][:200]}",
+            "a training process died",
             where=str(job.state),
             fix="the same command continues from the last checkpoint; fewer processes or a "
             "smaller micro_batch if memory ran out",
-        )
+        ),
+        hands_on_stop=True,
+        on_event=on_event,
     )
-
-
-def _command(job: Job, folder: Path) -> list[str]:
-    return [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        "--nproc-per-node", str(job.settings.processes),
-        "-m", "paretron.distill.worker", str(folder / "job.json"), str(folder / "events"),
-    ]  # fmt: skip
-
-
-def _environment(processes: int) -> dict[str, str]:
-    root = str(Path(paretron.__file__).parents[1])  # found even where it is not installed
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "GLOO_SOCKET_IFNAME": "lo",  # all processes are on this machine
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
-    }
-
-
-@contextlib.contextmanager
-def _pipe(folder: Path) -> Iterator[int]:
-    os.mkfifo(folder / "events")
-    # Open for both, so that it never reads as ended while a worker has yet to open it.
-    pipe = os.open(folder / "events", os.O_RDWR | os.O_NONBLOCK)
-    try:
-        yield pipe
-    finally:
-        os.close(pipe)

@@ -18,6 +18,7 @@ from paretron.artifacts.models import load_model
 from paretron.artifacts.staging import staged
 from paretron.data.store import TokenStore
 from paretron.errors import Code, ParetronError, Problem
+from paretron.families import LogitRule, family_of, logit_rule
 from paretron.recipe import Evaluate
 
 OnEvent = Callable[[str, Mapping[str, object]], None]
@@ -81,32 +82,36 @@ def summed_loss(model: PreTrainedModel, ids: torch.Tensor) -> float:
     ids = ids.to(model.device)
     hidden = _hidden(model, ids)[:, :-1].flatten(0, 1)  # [batch * (seq_len - 1), hidden]
     targets = ids[:, 1:].flatten()
-    head = model.get_output_embeddings()
+    head, rule = model.get_output_embeddings(), _logit_rule(model)
     positions = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
     total = torch.zeros((), dtype=torch.float64)
     for h, t in zip(hidden.split(positions), targets.split(positions), strict=True):
-        total += F.cross_entropy(head(h).float(), t, reduction="none").double().sum().cpu()
+        logits = rule(head(h).float())
+        total += F.cross_entropy(logits, t, reduction="none").double().sum().cpu()
     return float(total)
 
 
 @torch.inference_mode()
 def check_chunked_logits(model: PreTrainedModel) -> None:
-    """GATE_PREFLIGHT unless head(hidden states) is what the model itself calls its logits.
-
-    A family that scales or caps its logits would be measured wrongly without a word.
-    """
+    """GATE_PREFLIGHT unless the head over hidden states, capped and divided as the family's table
+    says, is what the model itself calls its logits."""
     ids = torch.arange(8, device=model.device)[None] % model.config.vocab_size
     expected = model(input_ids=ids, use_cache=False).logits.float()
-    chunked = model.get_output_embeddings()(_hidden(model, ids)).float()
+    chunked = _logit_rule(model)(model.get_output_embeddings()(_hidden(model, ids)).float())
     if not torch.allclose(chunked, expected, rtol=1e-3, atol=1e-4):
         raise ParetronError(
             Problem(
                 Code.GATE_PREFLIGHT,
                 f"the logits of {type(model).__name__} are more than its head over hidden states",
                 where="evaluate",
-                fix="add the family's logit scale or cap to the evaluation",
+                fix="name the config keys of its logit scale and cap in the family's table",
             )
         )
+
+
+def _logit_rule(model: PreTrainedModel) -> LogitRule:
+    config = model.config.to_dict()
+    return logit_rule(family_of(config), config)
 
 
 def _hidden(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:

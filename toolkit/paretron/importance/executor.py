@@ -7,18 +7,20 @@ by one, in any order and number. This is how depth is measured with shared prefi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from paretron.families import Family
+from paretron.families import Family, logit_rule
 
 # Logits held at a time while a loss is taken: bounds memory, whatever the vocabulary.
 _LOGITS_AT_ONCE = 1 << 24
+
+Part = int | Literal["embeddings", "head"]  # of a model; a number is a layer's
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class Prepared:
     hidden_BTD: torch.Tensor
     arguments: tuple[Mapping[str, Any], ...]
 
+    def without_hidden(self) -> Prepared:
+        """The arguments alone, for hidden states that are kept elsewhere."""
+        return Prepared(self.hidden_BTD.new_empty(0), self.arguments)
+
 
 class _AllSeen(Exception):
     """Every layer's arguments are known."""
@@ -74,13 +80,15 @@ class LayerStack:
     def __init__(self, model: PreTrainedModel, family: Family) -> None:
         first = next(t for t in family.tensors if t.per_layer).name
         norm = next(t for t in family.tensors if t.is_norm and not t.per_layer).name
-        layers_name = first.split(".{i}.")[0]
+        self._layers_name = first.split(".{i}.")[0]
+        self._norm_name = norm.removesuffix(".weight")
         self.model = model
         self.family = family
-        base_name, _, self._layers_key = layers_name.rpartition(".")
+        base_name, _, self._layers_key = self._layers_name.rpartition(".")
         self._base = model.get_submodule(base_name)
-        self.layers: list[nn.Module] = list(model.get_submodule(layers_name).children())
-        self._norm = model.get_submodule(norm.removesuffix(".weight"))
+        self.layers: list[nn.Module] = list(model.get_submodule(self._layers_name).children())
+        self._norm = model.get_submodule(self._norm_name)
+        self._logit_rule = logit_rule(family, model.config.to_dict())
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -90,16 +98,36 @@ class LayerStack:
         """Where the weights are."""
         return self.model.device
 
+    @property
+    def streamed(self) -> bool:
+        """Whether weights come and go, so that all samples should pass a layer together."""
+        return False
+
+    def loaded(self, part: Part) -> AbstractContextManager[None]:
+        """While open, the part's weights are in memory; here they always are.
+
+        `prepare` needs "embeddings", `run_layer` its number, logits and losses need "head", and
+        `final_norm` none.
+        """
+        return nullcontext()
+
     def prepare(self, ids_BT: torch.Tensor) -> Prepared:
         """Everything that comes before the first layer, by the model's own code.
 
         Sequences are padded on the right: under a causal mask that changes no valid position.
         """
+        return self._prepared(input_ids=ids_BT)
+
+    def prepare_embedded(self, embedded_BTD: torch.Tensor) -> Prepared:
+        """The same from the embedding's rows, for who looks them up without the whole matrix."""
+        return self._prepared(inputs_embeds=embedded_BTD)
+
+    def _prepared(self, **given: torch.Tensor) -> Prepared:
         seen: list[tuple[torch.Tensor, dict[str, Any]]] = []
         count = len(self.layers)
         recorders = nn.ModuleList(_Recorder(seen, last=i == count - 1) for i in range(count))
         with self._layers_replaced(recorders), suppress(_AllSeen):
-            self._base(input_ids=ids_BT.to(self.device), use_cache=False)
+            self._base(**{k: t.to(self.device) for k, t in given.items()}, use_cache=False)
         return Prepared(seen[0][0], tuple(arguments for _, arguments in seen))
 
     def run_layer(self, number: int, prepared: Prepared, hidden_BTD: torch.Tensor) -> torch.Tensor:
@@ -112,15 +140,34 @@ class LayerStack:
         out: torch.Tensor = self._norm(hidden_BTD)
         return out
 
+    def logits(self, states_ND: torch.Tensor) -> torch.Tensor:
+        """fp32 logits [N, vocab] of what `final_norm` gave; the caller bounds N."""
+        return self._logit_rule(self.model.get_output_embeddings()(states_ND).float())
+
+    def log_likelihoods(
+        self, states_ND: torch.Tensor, targets_N: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each target after its state (as `final_norm` gave it): its log-probability in nats,
+        and whether no token is likelier; both [N]."""
+        found, likeliest = [], []
+        targets, rows = targets_N.to(self.device), self._rows_at_once
+        for part, target in zip(states_ND.split(rows), targets.split(rows), strict=True):
+            logits = self.logits(part)
+            found.append(-nn.functional.cross_entropy(logits, target, reduction="none"))
+            likeliest.append(logits.argmax(-1) == target)
+        return torch.cat(found), torch.cat(likeliest)
+
+    @property
+    def _rows_at_once(self) -> int:
+        return max(1, _LOGITS_AT_ONCE // int(self.model.config.vocab_size))
+
     def loss_sum(self, hidden_BTD: torch.Tensor, targets_BT: torch.Tensor) -> float:
         """Summed next-token loss in nats of the last layer's output, [B, T - 1] targets."""
         states = self.final_norm(hidden_BTD)[:, :-1].flatten(0, 1)
         targets = targets_BT.flatten().to(self.device)
-        head = self.model.get_output_embeddings()
-        rows = max(1, _LOGITS_AT_ONCE // head.weight.shape[0])
-        total = 0.0
+        total, rows = 0.0, self._rows_at_once
         for part, target in zip(states.split(rows), targets.split(rows), strict=True):
-            losses = nn.functional.cross_entropy(head(part).float(), target, reduction="none")
+            losses = nn.functional.cross_entropy(self.logits(part), target, reduction="none")
             total += float(losses.sum(dtype=torch.float64))
         return total
 

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from paretron.artifacts.config import DTYPE_NAMES
-from paretron.artifacts.manifest import MANIFEST, identity
-from paretron.artifacts.models import load_model
+from paretron.artifacts.manifest import MANIFEST, identity, versions
 from paretron.artifacts.reader import Checkpoint
+from paretron.errors import Code, ParetronError, Problem
 from paretron.families import sizes
 from paretron.importance.collect import batches_of, observe
-from paretron.importance.depth import greedy_removal, removal_losses
-from paretron.importance.executor import Batch, LayerStack
-from paretron.importance.scores import DepthLosses, ScoredAxis, Scores, ScoresInfo
+from paretron.importance.depth import Evaluator, block_removals, greedy_removal
+from paretron.importance.executor import LayerStack
+from paretron.importance.journal import Journal
+from paretron.importance.measures import LossMeasure, Measure
+from paretron.importance.placement import choose_placement, load_stack
+from paretron.importance.scores import (
+    DepthAccuracies,
+    DepthLosses,
+    ScoredAxis,
+    Scores,
+    ScoresInfo,
+)
+from paretron.importance.states import HiddenStates
 from paretron.importance.taps import find_taps
 from paretron.recipe import Score
+from paretron.workers.world import World
 
 OnEvent = Callable[[str, Mapping[str, object]], None]
 
@@ -29,23 +43,49 @@ def score_windows(
     score: Score,
     block_sizes: Sequence[int] = (),
     seed: int = 0,
+    world: World | None = None,
+    state: Path | None = None,
     on_event: OnEvent = lambda kind, fields: None,
 ) -> Scores:
     """Score a checkpoint on samples that are in memory, each a vector of token ids.
 
-    On a CPU the model runs in fp32, on an accelerator in its own dtype; statistics are fp64.
+    On a CPU the model runs in fp32, on an accelerator in its own dtype; statistics are fp64. The
+    processes of `world` take samples in turn and all return the same. In `state` lies what does
+    not fit in memory, and what a run that was killed need not do again.
+    Errors: USAGE when there are more processes than samples; those of `observe`.
     """
-    stack = _load(checkpoint)
-    progress = _Progress(on_event, total=len(windows))
-    observed = observe(
-        stack,
-        checkpoint.config,
-        progress.over(batches_of(windows, score.micro_batch)),
-        block_sizes=(1, *block_sizes),
+    world = world or World(0, 1, _this_device())
+    own = _own_windows(windows, world)
+    measure: Measure | None = None
+    if block_sizes and score.depth.metric in ("loss", "task"):
+        measure = _measure(checkpoint, windows, score, world)  # what it lacks is said at once
+    chosen = choose_placement(
+        checkpoint, score.placement, device=world.device, processes=world.size
     )
-    losses = None
-    if block_sizes and score.depth.metric == "loss":
-        losses = _depth_losses(stack, windows[: score.depth.samples], score, block_sizes, on_event)
+    on_event("note", {"message": chosen.message})
+    stack = load_stack(checkpoint, chosen, device=world.device)
+    states = partial(
+        HiddenStates,
+        memory_bytes=chosen.states_bytes if chosen.streamed else None,
+        folder=state and state / f"hidden-{world.rank}",
+    )
+    batches = list(batches_of(own, score.micro_batch))
+    progress = _Progress(on_event, total=len(own) * len(stack), layers=len(stack))
+    with states() as waiting:
+        observed = observe(
+            stack,
+            checkpoint.config,
+            batches,
+            block_sizes=(1, *block_sizes),
+            states=waiting if chosen.streamed else None,
+            on_batches=progress.passed,
+        ).summed(world.summed)
+    found: dict[str, Any] = {}
+    if measure is not None:
+        evaluator = _evaluator(
+            stack, measure, checkpoint, windows, score, world, state, states, on_event
+        )
+        found = _removals(evaluator, score, block_sizes)
     return Scores(
         ScoresInfo(
             model_type=checkpoint.family.model_type,
@@ -57,7 +97,8 @@ def score_windows(
             seed=seed,
             axes=_scored_axes(checkpoint),
             influence=observed.influence(),
-            losses=losses,
+            angular=observed.angular(),
+            **found,
         ),
         observed.axes,
     )
@@ -71,40 +112,120 @@ def known_identity(folder: Path) -> str | None:
     return identity(folder) if (folder / MANIFEST).is_file() else None
 
 
-def _depth_losses(
+def _own_windows(windows: Sequence[torch.Tensor], world: World) -> Sequence[torch.Tensor]:
+    if not windows:
+        raise ParetronError(
+            Problem(Code.INPUT_CORPUS, "no calibration sample", fix="name a text that has some")
+        )
+    if len(windows) < world.size:
+        raise ParetronError(
+            Problem(
+                Code.USAGE,
+                f"{len(windows)} samples for {world.size} processes",
+                where="score.processes",
+                fix="at most one process a sample",
+            )
+        )
+    return windows[world.rank :: world.size]
+
+
+def _measure(
+    checkpoint: Checkpoint, windows: Sequence[torch.Tensor], score: Score, world: World
+) -> Measure:
+    """What removals are judged by: the loss on the first windows, or the task."""
+    if score.depth.task is not None:
+        from paretron.importance.tasks import task_measure
+
+        return task_measure(
+            checkpoint,
+            score.depth.task,
+            documents=score.depth.samples,
+            micro_batch=score.micro_batch,
+            rank=world.rank,
+            ranks=world.size,
+        )
+    if max(map(len, windows[: score.depth.samples])) < 2:
+        raise ParetronError(
+            Problem(
+                Code.INPUT_CORPUS,
+                "samples of one token: a loss needs a token and one before it",
+                where="data.calibration.seq_len",
+                fix="at least 2",
+            )
+        )
+    some = windows[: score.depth.samples][world.rank :: world.size]
+    return LossMeasure(list(batches_of(some, score.micro_batch)))
+
+
+def _evaluator(
     stack: LayerStack,
+    measure: Measure,
+    checkpoint: Checkpoint,
     windows: Sequence[torch.Tensor],
     score: Score,
-    block_sizes: Sequence[int],
+    world: World,
+    state: Path | None,
+    states: Callable[[], HiddenStates],
     on_event: OnEvent,
-) -> DepthLosses:
+) -> Evaluator:
+    """Removals with a journal, which the leading process reads and writes."""
+    known: Mapping[tuple[int, ...], float] = {}
+    journal = None
+    if world.leads and state is not None:
+        journal = Journal(state / "depth.jsonl", _depends_on(checkpoint, windows, score))
+        known = dict(journal.values)
+
+    def tell(removed: tuple[int, ...], value: float) -> None:
+        if journal is not None:
+            journal.add(removed, value)
+        on_event("removal", {"without": list(removed), score.depth.metric: value})
+
+    return Evaluator(
+        stack, measure, total=world.summed, known=world.from_leader(known), on_value=tell,
+        states=states,
+    )  # fmt: skip
+
+
+def _depends_on(
+    checkpoint: Checkpoint, windows: Sequence[torch.Tensor], score: Score
+) -> dict[str, object]:
+    """All that a removal's value depends on; a checkpoint's files are known by size and time."""
+    seen = hashlib.sha256()
+    for window in windows[: score.depth.samples]:
+        seen.update(window.numpy().tobytes() + b"|")
+    files = sorted({e.file for e in checkpoint.entries.values()})
+    stats = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    found = versions()
+    return {
+        "model": known_identity(checkpoint.path) or json.dumps([str(checkpoint.path), stats]),
+        "windows": seen.hexdigest(),
+        "depth": score.depth.model_dump(mode="json"),
+        "versions": {name: found.get(name) for name in ("paretron", "torch", "transformers")},
+    }
+
+
+def _removals(evaluator: Evaluator, score: Score, block_sizes: Sequence[int]) -> dict[str, Any]:
     """Blocks of all sizes asked for, or single layers and then the greedy order of removal."""
-    batches = list(batches_of(windows, score.micro_batch))
     contiguous = score.depth.contiguous
-    losses = removal_losses(
-        stack,
-        _Progress(on_event, total=len(windows), unit="windows of depth").over(batches),
-        block_sizes=(1, *block_sizes) if contiguous else (1,),
+    blocks = block_removals(evaluator, block_sizes=(1, *block_sizes) if contiguous else (1,))
+    order = () if contiguous else greedy_removal(evaluator, rounds=max(block_sizes))
+    found = DepthLosses(
+        samples=score.depth.samples, baseline=blocks.baseline, blocks=blocks.blocks, greedy=order
     )
-    order = () if contiguous else greedy_removal(stack, batches, rounds=max(block_sizes))
-    return DepthLosses(
-        samples=len(windows), baseline=losses.baseline, blocks=losses.blocks, greedy=order
-    )
+    if score.depth.task is None:
+        return {"losses": found}
+    return {"accuracies": DepthAccuracies(task=score.depth.task, **found.model_dump())}
 
 
-def _load(checkpoint: Checkpoint) -> LayerStack:
-    if not torch.cuda.is_available():
-        return LayerStack(load_model(checkpoint.path, dtype=torch.float32), checkpoint.family)
-    model = load_model(checkpoint.path, dtype=getattr(torch, DTYPE_NAMES[checkpoint.dtype]))
-    torch.nn.Module.to(model, torch.device("cuda"))
-    return LayerStack(model, checkpoint.family)
+def _this_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _scored_axes(checkpoint: Checkpoint) -> dict[str, ScoredAxis]:
     taps = find_taps(checkpoint.family, checkpoint.config)
     return {
         axis: ScoredAxis(
-            taps=tuple(t.module for t in taps if t.axis == axis),
+            taps=tuple(t.name for t in taps if t.axis == axis),
             units=next(t.units for t in taps if t.axis == axis),
         )
         for axis in dict.fromkeys(t.axis for t in taps)
@@ -112,17 +233,16 @@ def _scored_axes(checkpoint: Checkpoint) -> dict[str, ScoredAxis]:
 
 
 class _Progress:
-    """Counts samples as their batches are taken."""
+    """Counts samples as they pass layers."""
 
-    def __init__(self, on_event: OnEvent, *, total: int, unit: str = "samples") -> None:
+    def __init__(self, on_event: OnEvent, *, total: int, layers: int) -> None:
         self._on_event = on_event
         self._total = total
-        self._unit = unit
+        self._layers = layers
+        self._done = 0
 
-    def over(self, batches: Iterator[Batch] | Sequence[Batch]) -> Iterator[Batch]:
-        done = 0
-        for batch in batches:
-            yield batch
-            done += len(batch.lengths)
-            fields = {"done": done, "total": self._total, "unit": self._unit}
-            self._on_event("progress", fields)
+    def passed(self, layers: int, samples: int) -> None:
+        """So many samples have passed so many layers more."""
+        self._done += layers * samples
+        done, total = self._done // self._layers, self._total // self._layers
+        self._on_event("progress", {"done": done, "total": total, "unit": "samples"})

@@ -48,8 +48,17 @@ class DepthLosses(_Strict):
     greedy: tuple[tuple[int, float], ...] = ()
 
 
+class DepthAccuracies(DepthLosses):
+    """A task's accuracy without layers, from 0 to 1, on `samples` documents."""
+
+    task: str
+
+
 class ScoresInfo(_Strict):
-    """scores.json. `influence[n][i]` is 1 - E[cos] over the block of n layers from the i-th on."""
+    """scores.json. `influence[n][i]` is 1 - E[cos] over the block of n layers from the i-th on.
+
+    `angular[n][i]` is the mean angle over the same block, in parts of pi.
+    """
 
     schema_: Literal[1] = Field(default=1, alias="schema")
     model_type: str
@@ -61,7 +70,9 @@ class ScoresInfo(_Strict):
     seed: int
     axes: Mapping[str, ScoredAxis]
     influence: Mapping[int, tuple[float, ...]]
+    angular: Mapping[int, tuple[float, ...]] = Field(default_factory=dict)
     losses: DepthLosses | None = None
+    accuracies: DepthAccuracies | None = None
 
 
 @dataclass(frozen=True)
@@ -122,8 +133,9 @@ class Scores:
     ) -> torch.Tensor:
         """Scores of the units of an axis, fp64 [units].
 
-        Axes: "ffn", "heads" and "kv_heads" in one layer; "hidden" over all norms of all layers,
-        with no layer stated. A KV group counts as the sum of its query heads.
+        Axes: "ffn", "experts", "heads" and "kv_heads" in one layer; "moe_ffn" in one layer too,
+        [experts, units]; "hidden" over all norms of all layers, with no layer stated. A KV group
+        counts as the sum of its query heads.
         """
         if axis == "hidden":
             return aggregate(self.statistics[axis], batch=batch, sequence=sequence).sum(0)
@@ -132,7 +144,22 @@ class Scores:
         if axis == "kv_heads":
             heads = self.values("heads", layer, batch=batch, sequence=sequence)
             return heads.view(self.info.sizes["kv_heads"], -1).sum(1)
-        return aggregate(self.statistics[axis], batch=batch, sequence=sequence)[layer]
+        taps = self._taps(axis, layer)
+        found = aggregate(self.statistics[axis].of(taps), batch=batch, sequence=sequence)
+        return found if axis == "moe_ffn" else found[0]
+
+    def observed(self, axis: str, layer: int | None = None) -> bool:
+        """Whether the axis has scores there: experts, for one, need not be in every layer."""
+        where = "heads" if axis == "kv_heads" else axis
+        return where in self.info.axes and (layer is None or bool(self._taps(where, layer)))
+
+    def _taps(self, axis: str, layer: int) -> list[int]:
+        """The places of an axis' sums that were observed in a layer, by their modules' names."""
+        return [
+            k
+            for k, name in enumerate(self.info.axes[axis].taps)
+            if f".layers.{layer}." in f".{name}."
+        ]
 
     def ranking(
         self, axis: str, layer: int | None = None, *, batch: Aggregation, sequence: Aggregation

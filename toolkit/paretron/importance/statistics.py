@@ -15,8 +15,9 @@ import torch
 Aggregation = Literal["mean", "l2", "var"]
 AGGREGATIONS: tuple[Aggregation, ...] = ("mean", "l2", "var")
 
-_BLOCK = 32  # positions summed in fp32 before fp64 takes over
-_CACHED_VALUES = 1 << 19  # values worked on at a time on a CPU: they stay in its cache
+_BLOCK = 16  # positions summed in fp32 before fp64 takes over
+_LITTLE = 0.3  # of the mean square: a smaller variance would keep too few of fp32's digits
+_CACHED_VALUES = 1 << 18  # values worked on at a time on a CPU: they stay in its cache
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class AxisStatistics:
         """Of no sample yet."""
         zeros = torch.zeros((taps, len(AGGREGATIONS), units), dtype=torch.float64)
         return cls(0, zeros, zeros.clone())
+
+    def of(self, taps: list[int]) -> AxisStatistics:
+        """Those of some taps alone."""
+        return AxisStatistics(self.samples, self.sums[taps], self.squares[taps])
 
     def merged(self, other: AxisStatistics) -> AxisStatistics:
         """The statistics of both sets of samples together."""
@@ -59,51 +64,54 @@ def aggregate(
     return (squares / n - (sums / n).square()).clamp(min=0)
 
 
-def over_positions(values_TU: torch.Tensor) -> torch.Tensor:
+def over_positions(values_TU: torch.Tensor, *, zeros: int = 0) -> torch.Tensor:
     """Mean, L2 norm and variance of |values| over the positions of ONE sample, fp64 [3, units].
 
-    Worked through in parts that stay in the processor's cache, each centred on its own mean, so
-    that nothing cancels; parts are joined in fp64 (Chan, Golub, LeVeque 1983).
+    `zeros` more positions hold nothing but zeros. Sums and sums of squares are taken in parts that
+    stay in the processor's cache; where the variance is little of the mean square, and would be
+    lost in its rounding, it is computed again around the mean in fp64.
     """
-    rows = len(values_TU)
-    if values_TU.device.type == "cpu":
-        rows = max(_BLOCK, _CACHED_VALUES // values_TU.shape[1] // _BLOCK * _BLOCK)
-    wide = values_TU.dtype == torch.float64
-    buffer = values_TU.new_empty(
-        (rows, values_TU.shape[1]), dtype=torch.float64 if wide else torch.float32
-    )
-    parts = [_moments(_absolute(p, out=buffer[: len(p)])) for p in values_TU.split(rows)]
-    counts = buffer.new_tensor([[n] for n, _, _ in parts], dtype=torch.float64)
-    means, around = (torch.stack(x) for x in list(zip(*parts, strict=True))[1:])
-    n = len(values_TU)
-    mean = (counts * means).sum(0) / n
-    variance = (around.sum(0) + (counts * (means - mean).square()).sum(0)).clamp(min=0) / n
-    return torch.stack((mean, (n * (variance + mean.square())).sqrt(), variance))
+    count = len(values_TU) + zeros
+    totals = _power_sums(values_TU)
+    mean, power = totals / count
+    variance = power - mean.square()
+    lost = variance < power * _LITTLE
+    if bool(lost.any()):
+        exact = values_TU[:, lost].abs().double()
+        centre = exact.sum(0) / count
+        around = (exact - centre).square().sum(0) + zeros * centre.square()
+        variance[lost] = around / count
+    return torch.stack((mean, totals[1].sqrt(), variance))
 
 
-def _absolute(values_TU: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
-    if values_TU.dtype == out.dtype:
-        return torch.abs(values_TU, out=out)
-    return out.copy_(values_TU).abs_()
+def _power_sums(values_TU: torch.Tensor) -> torch.Tensor:
+    """Sums of |values| and of their squares over positions, fp64 [2, units].
 
-
-def _moments(values_TU: torch.Tensor) -> tuple[int, torch.Tensor, torch.Tensor]:
-    """Count, mean and squares around the mean, in fp64; the values are used up."""
-    n = len(values_TU)
-    mean = _column_sums(values_TU) / n
-    centre = mean.to(values_TU.dtype)
-    around = _column_sums(values_TU.sub_(centre).square_())
-    return n, mean, around - n * (mean - centre.double()).square()  # the centre was rounded
-
-
-def _column_sums(values_TU: torch.Tensor) -> torch.Tensor:
-    """The sum over positions in fp64; for fp32, a product with ones sums short blocks fastest."""
-    if values_TU.dtype == torch.float64:
-        return values_TU.sum(0)
+    In fp32, a product with ones sums short blocks fastest; fp64 takes over from there.
+    """
     whole = len(values_TU) // _BLOCK * _BLOCK
-    total = values_TU[whole:].sum(0, dtype=torch.float64)
-    if whole:
-        blocks = values_TU[:whole].unflatten(0, (-1, _BLOCK))
-        ones = values_TU.new_ones(len(blocks), 1, _BLOCK)
-        total += torch.bmm(ones, blocks).sum((0, 1), dtype=torch.float64)
-    return total
+    if values_TU.dtype == torch.float64:
+        whole = 0
+    rest = values_TU[whole:].abs().double()
+    totals = torch.stack((rest.sum(0), rest.square().sum(0)))
+    if not whole:
+        return totals
+    units = values_TU.shape[1]
+    rows = whole
+    if values_TU.device.type == "cpu":
+        rows = min(whole, max(1, _CACHED_VALUES // units // _BLOCK) * _BLOCK)
+    buffer = values_TU.new_empty((rows, units), dtype=torch.float32)
+    ones = buffer.new_ones(rows // _BLOCK, 1, _BLOCK)
+    sums = buffer.new_empty(2, whole // _BLOCK, 1, units)
+    for start in range(0, whole, rows):
+        part = values_TU[start : min(start + rows, whole)]
+        absolute = buffer[: len(part)]
+        if part.dtype == torch.float32:
+            torch.abs(part, out=absolute)
+        else:
+            absolute.copy_(part).abs_()
+        blocks = absolute.view(-1, _BLOCK, units)
+        places = slice(start // _BLOCK, start // _BLOCK + len(blocks))
+        torch.bmm(ones[: len(blocks)], blocks, out=sums[0, places])
+        torch.bmm(ones[: len(blocks)], blocks.square_(), out=sums[1, places])
+    return totals + sums.squeeze(2).sum(1, dtype=torch.float64)

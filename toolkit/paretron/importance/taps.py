@@ -2,7 +2,7 @@
 
 Heads and MLP neurons are seen at the input of the matrix that mixes them away (its second
 dimension holds the axis), embedding channels at the output of every norm (METHOD of paper 1,
-section 2.2).
+section 2.2). Experts are seen while they run: `importance.experts`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import nn
 
 from paretron.errors import Code, ParetronError, Problem
 from paretron.families import Family, Sizes, Tensor, sizes
+from paretron.importance.experts import Routed, watched
 
 # Scored axis -> the table's axis by which its matrix is found. A head is one (kv_heads, q_per_kv).
 _READ_AXES = {"heads": "q_per_kv", "ffn": "ffn"}
@@ -26,14 +27,22 @@ _READ_AXES = {"heads": "q_per_kv", "ffn": "ffn"}
 class Tap:
     """One place to observe `units` units of an axis; `channels` is the width of one unit.
 
-    A unit wider than one channel (a head) counts with its L2 norm.
+    A unit wider than one channel (a head) counts with its L2 norm. On the side "experts" of a
+    module of experts stand what each of them adds (axis "experts", a unit an expert), and the
+    neurons of `expert` (axis "moe_ffn").
     """
 
     axis: str
     module: str
-    side: Literal["input", "output"]
+    side: Literal["input", "output", "experts"]
     units: int
     channels: int
+    expert: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What the scores call it: the module, with the number of the expert."""
+        return self.module if self.expert is None else f"{self.module}.{self.expert}"
 
     def unit_values(self, activation: torch.Tensor) -> torch.Tensor:
         """One value a unit whose size is its score, [..., units] from [..., units * channels]."""
@@ -46,41 +55,61 @@ class Tap:
 def find_taps(family: Family, config: Mapping[str, Any]) -> tuple[Tap, ...]:
     """Every tap of a model, axis by axis and in layer order; `hidden` ends with the final norm."""
     size = sizes(family, config)
-    rows = [t for t in family.tensors if t.present(config)]
+    layers = [(i, family.rows(config, i)) for i in range(size["layers"])]
     taps: list[Tap] = []
     for axis, read_axis in _READ_AXES.items():
-        readers = [t for t in family.readers(read_axis) if t in rows]
-        taps += [_input_tap(axis, t, i, size) for i in range(size["layers"]) for t in readers]
-    norms = [t for t in rows if t.is_norm]
-    for i in range(size["layers"]):
-        taps += [_norm_tap(t, size, i) for t in norms if t.per_layer]
-    taps += [_norm_tap(t, size, None) for t in norms if not t.per_layer]
+        readers = family.readers(read_axis)
+        taps += [_input_tap(axis, t, i, size) for i, rows in layers for t in readers if t in rows]
+    modules = [_experts_module(family, i) for i, rows in layers if any(t.per_expert for t in rows)]
+    taps += [Tap("experts", m, "experts", size["experts"], 1) for m in modules]
+    for m in modules:
+        each = range(size["experts"])
+        taps += [Tap("moe_ffn", m, "experts", size["moe_ffn"], 1, expert=e) for e in each]
+    for place, rows in (*layers, (None, family.rows(config, None))):
+        taps += [_norm_tap(t, size, place) for t in rows if t.is_norm]
     return tuple(taps)
 
 
 @contextmanager
 def tapped(
-    model: nn.Module, taps: tuple[Tap, ...], observe: Callable[[int, torch.Tensor], None]
+    model: nn.Module,
+    taps: tuple[Tap, ...],
+    observe: Callable[[int, torch.Tensor, torch.Tensor | None], None],
 ) -> Iterator[None]:
-    """While open, call `observe(number of the tap, activation)` on every forward pass.
+    """While open, call `observe(number of the tap, activation, here)` on every forward pass.
 
+    `here` is None where the activation is [B, T, units * channels]. Else it is [rows, units], and
+    `here` [B * T] is true for the tokens that have a row, in their order; the others are zero.
     Errors: INPUT_FAMILY when a tap names no module of the model, or when one never fired.
     """
     modules = [_module(model, tap) for tap in taps]
     fired = [False] * len(taps)
+    # Taps of experts by module: that of the layer's experts under None, those of neurons by expert.
+    routed: dict[nn.Module, dict[int | None, int]] = {}
 
-    def note(number: int, activation: torch.Tensor) -> None:
+    def note(number: int, activation: torch.Tensor, here: torch.Tensor | None = None) -> None:
         fired[number] = True
-        observe(number, activation)
+        observe(number, activation, here)
+
+    def note_routed(module: nn.Module, seen: Routed) -> None:
+        for expert, number in routed[module].items():
+            if expert is None:
+                everywhere = torch.ones_like(seen.routed_EN[0])
+                note(number, seen.added_NE, everywhere)
+            else:
+                note(number, seen.neurons[expert], seen.routed_EN[expert])
 
     handles = []
     for k, (tap, module) in enumerate(zip(taps, modules, strict=True)):
-        if tap.side == "input":
+        if tap.side == "experts":
+            routed.setdefault(module, {})[tap.expert] = k
+        elif tap.side == "input":
             handles.append(module.register_forward_pre_hook(lambda _m, args, k=k: note(k, args[0])))
         else:
             handles.append(module.register_forward_hook(lambda _m, _args, out, k=k: note(k, out)))
     try:
-        yield
+        with watched(routed, note_routed):
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -91,6 +120,12 @@ def tapped(
 
 def _norm_dtype(activation: torch.Tensor) -> torch.dtype:
     return torch.float64 if activation.dtype == torch.float64 else torch.float32
+
+
+def _experts_module(family: Family, layer: int) -> str:
+    """The module that holds all experts of a layer, by the table's word on what it is made of."""
+    name = next(n for n, rows in family.held.items() if "{e}" in rows[0])
+    return name.format(i=layer).rpartition(".")[0]
 
 
 def _input_tap(axis: str, row: Tensor, layer: int, size: Sizes) -> Tap:

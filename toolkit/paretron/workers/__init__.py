@@ -1,0 +1,1 @@
+"""Several processes on one task: started, listened to, stopped, and their sums made."""
