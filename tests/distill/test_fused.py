@@ -3,29 +3,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
-from paretron.distill.fused import fused_cross_entropy, fused_forward_kl
-from paretron.distill.losses import IGNORE, cross_entropy, forward_kl
+from losscases import LOSSES
+from paretron.distill.fused import DeferredLogits, fused_cross_entropy, fused_divergence
+from paretron.distill.losses import IGNORE, cross_entropy
+from paretron.families import PLAIN, LogitRule
 
 SHAPES = [(1, 3, 5, 4), (64, 123, 252, 31), (37, 16, 507, 123), (5, 48, 140_001, 7)]
-
-
-@dataclass
-class Inputs:
-    hidden: Tensor
-    weight: Tensor
-    teacher_hidden: Tensor
-    teacher_weight: Tensor
-    labels: Tensor
-
-    @property
-    def valid(self) -> Tensor:
-        return self.labels != IGNORE
+RULES = {"plain": PLAIN, "softcap": LogitRule(softcap=2.5), "divided": LogitRule(divisor=7.0)}
+Inputs = tuple[DeferredLogits, DeferredLogits, Tensor]
 
 
 def inputs(
@@ -36,7 +26,9 @@ def inputs(
     *,
     mask: str = "some",
     dtype: torch.dtype = torch.float32,
+    rule: LogitRule = PLAIN,
 ) -> Inputs:
+    """Student, teacher and labels; the same numbers every time."""
     random = torch.Generator().manual_seed(positions * vocab)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
@@ -47,49 +39,41 @@ def inputs(
         labels[torch.rand(positions, generator=random) < 0.4] = IGNORE
     elif mask == "none":
         labels[:] = IGNORE
-    return Inputs(
-        draw(positions, hidden).requires_grad_(),
-        draw(vocab, hidden, scale=2 * hidden**-0.5).requires_grad_(),
-        draw(positions, teacher_hidden),
-        draw(vocab, teacher_hidden, scale=2 * teacher_hidden**-0.5),
-        labels,
-    )
+    scale = 2 * rule.divisor
+    own = draw(positions, hidden), draw(vocab, hidden, scale=scale * hidden**-0.5)
+    other = draw(positions, teacher_hidden), draw(vocab, teacher_hidden, scale=2 * hidden**-0.5)
+    student = DeferredLogits(own[0].requires_grad_(), own[1].requires_grad_(), rule)
+    return student, DeferredLogits(*other, rule), labels
 
 
-def reference(x: Inputs, temperature: float | None, normaliser: float) -> tuple[Tensor, ...]:
-    """Loss and gradients in fp64 from the plain formula; temperature None means cross entropy."""
-    hidden = x.hidden.detach().double().requires_grad_()
-    weight = x.weight.detach().double().requires_grad_()
-    student = hidden @ weight.t()
-    if temperature is None:
-        loss = cross_entropy(student, x.labels)
+def exact(x: Inputs, loss: str | None, temperature: float, normaliser: float) -> tuple[Tensor, ...]:
+    """Loss and gradients in fp64 from the plain formula; without a name, cross entropy."""
+    student, teacher, labels = x
+    leaves = [t.detach().double().requires_grad_() for t in (student.hidden, student.weight)]
+    own = DeferredLogits(leaves[0], leaves[1], student.rule).logits()
+    other = DeferredLogits(teacher.hidden.double(), teacher.weight.double(), teacher.rule).logits()
+    if loss is None:
+        value = cross_entropy(own, labels) / normaliser
     else:
-        teacher = x.teacher_hidden.double() @ x.teacher_weight.double().t()
-        loss = forward_kl(student, teacher, valid=x.valid, temperature=temperature)
-    loss = loss / normaliser
-    return (loss.detach(), *torch.autograd.grad(loss, (hidden, weight)))
+        value = LOSSES[loss][1](own, other, labels, temperature) / normaliser
+    return (value.detach(), *torch.autograd.grad(value, leaves))
 
 
 def fused(
-    x: Inputs, temperature: float | None, normaliser: float, chunk: int | None
+    x: Inputs, loss: str | None, temperature: float, normaliser: float, chunk: int | None
 ) -> tuple[Tensor, ...]:
-    if temperature is None:
-        loss = fused_cross_entropy(x.hidden, x.weight, x.labels, normaliser=normaliser, chunk=chunk)
+    student, teacher, labels = x
+    if loss is None:
+        value = fused_cross_entropy(student, labels, normaliser=normaliser, chunk=chunk)
     else:
-        loss = fused_forward_kl(
-            x.hidden,
-            x.weight,
-            x.teacher_hidden,
-            x.teacher_weight,
-            valid=x.valid,
-            temperature=temperature,
-            normaliser=normaliser,
-            chunk=chunk,
+        divergence = LOSSES[loss][0](temperature)
+        value = fused_divergence(
+            student, teacher, labels, divergence=divergence, normaliser=normaliser, chunk=chunk
         )
-    loss.backward()
-    assert x.hidden.grad is not None
-    assert x.weight.grad is not None
-    return loss.detach(), x.hidden.grad, x.weight.grad
+    value.backward()
+    assert student.hidden.grad is not None
+    assert student.weight.grad is not None
+    return value.detach(), student.hidden.grad, student.weight.grad
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -98,102 +82,115 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected).abs().max()) / (scale or 1.0)
 
 
-@pytest.mark.parametrize("temperature", [None, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize("mask", ["all", "some"])
-@pytest.mark.parametrize("chunk", [None, 1, 7])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("loss", [None, *LOSSES])
 def test_value_and_gradients_against_fp64(
-    shape: tuple[int, int, int, int], chunk: int | None, mask: str, temperature: float | None
+    loss: str | None, mask: str, temperature: float, rule: str
 ) -> None:
-    expected = reference(inputs(*shape, mask=mask), temperature, 3.7)
-    found = fused(inputs(*shape, mask=mask), temperature, 3.7, chunk)
+    for shape in SHAPES[:3]:
+        for chunk in (None, 7):
+            made = [inputs(*shape, mask=mask, rule=RULES[rule]) for _ in range(2)]
+            expected = exact(made[0], loss, temperature, 3.7)
+            found = fused(made[1], loss, temperature, 3.7, chunk)
+            assert error(found[0], expected[0]) < 3e-5  # a KL near zero is a small difference
+            # fp32 products sum over the whole vocabulary, one position at a time at worst
+            assert error(found[1], expected[1]) < 5e-5
+            assert error(found[2], expected[2]) < 5e-5
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2])
+@pytest.mark.parametrize("loss", [None, "forward_kl"])
+def test_a_large_vocabulary(loss: str | None, chunk: int | None) -> None:
+    expected = exact(inputs(*SHAPES[3]), loss, 1.0, 2.0)
+    found = fused(inputs(*SHAPES[3]), loss, 1.0, 2.0, chunk)
     assert error(found[0], expected[0]) < 1e-6
-    # fp32 products sum over the whole vocabulary, one position at a time at worst
     assert error(found[1], expected[1]) < 5e-5
     assert error(found[2], expected[2]) < 5e-5
 
 
-@pytest.mark.parametrize("temperature", [None, 1.0, 3.0])
-def test_bf16_inputs_keep_fp32_accuracy(temperature: float | None) -> None:
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("loss", [None, *LOSSES])
+def test_bf16_inputs_keep_fp32_accuracy(loss: str | None, rule: str) -> None:
     """Only the gradients' own storage may round: 2^-9 of each element."""
-    expected = reference(inputs(37, 64, 507, 123, dtype=torch.bfloat16), temperature, 20.0)
-    found = fused(inputs(37, 64, 507, 123, dtype=torch.bfloat16), temperature, 20.0, 8)
+    made = [inputs(37, 64, 507, 123, dtype=torch.bfloat16, rule=RULES[rule]) for _ in range(2)]
+    expected = exact(made[0], loss, 1.0, 20.0)
+    found = fused(made[1], loss, 1.0, 20.0, 8)
     assert found[1].dtype == found[2].dtype == torch.bfloat16
     assert error(found[0], expected[0]) < 1e-5
-    for gradient, exact in zip(found[1:], expected[1:], strict=True):
-        assert float((gradient.double() - exact).norm() / exact.norm()) < 2**-8
+    for gradient, wanted in zip(found[1:], expected[1:], strict=True):
+        assert float((gradient.double() - wanted).norm() / wanted.norm()) < 2**-8
 
 
-def test_fp64_inputs_are_computed_in_fp64() -> None:
-    x = inputs(9, 8, 21, 5, dtype=torch.float64)
-    expected = reference(inputs(9, 8, 21, 5, dtype=torch.float64), 2.0, 1.0)
-    for a, b in zip(fused(x, 2.0, 1.0, 4), expected, strict=True):
-        assert error(a, b) < 1e-13
+@pytest.mark.parametrize("loss", LOSSES)
+def test_fp64_inputs_are_computed_in_fp64(loss: str) -> None:
+    made = [inputs(9, 8, 21, 5, dtype=torch.float64) for _ in range(2)]
+    expected = exact(made[0], loss, 2.0, 1.0)
+    for a, b in zip(fused(made[1], loss, 2.0, 1.0, 4), expected, strict=True):
+        assert error(a, b) < 1e-12
 
 
-def test_the_teacher_against_itself_is_exactly_zero() -> None:
-    x = inputs(40, 32, 507, 32, mask="all")
-    weight = x.weight.detach()
-    loss = fused_forward_kl(x.hidden, x.weight, x.hidden.detach(), weight, chunk=16)
+@pytest.mark.parametrize("rule", RULES)
+def test_the_teacher_against_itself_is_exactly_zero(rule: str) -> None:
+    student, _, labels = inputs(40, 32, 507, 32, mask="all", rule=RULES[rule])
+    loss = fused_divergence(student, student.detach(), labels, chunk=16)
     loss.backward()
     assert loss.item() == 0.0
-    assert x.hidden.grad is not None
-    assert float(x.hidden.grad.abs().max()) < 1e-6
+    assert student.hidden.grad is not None
+    assert float(student.hidden.grad.abs().max()) < 1e-6
 
 
-@pytest.mark.parametrize("temperature", [None, 1.0])
-def test_no_valid_position_gives_no_loss_and_zero_gradients(temperature: float | None) -> None:
-    loss, grad_hidden, grad_weight = fused(inputs(6, 8, 21, 5, mask="none"), temperature, 1.0, 4)
-    assert loss.item() == 0.0
+@pytest.mark.parametrize("loss", [None, *LOSSES])
+def test_no_valid_position_gives_no_loss_and_zero_gradients(loss: str | None) -> None:
+    value, grad_hidden, grad_weight = fused(inputs(6, 8, 21, 5, mask="none"), loss, 1.0, 1.0, 4)
+    assert value.item() == 0.0
     assert not grad_hidden.any()
     assert not grad_weight.any()
 
 
 def test_a_factor_after_the_loss_scales_the_gradients_every_time() -> None:
-    once = fused(inputs(10, 8, 21, 5), 1.0, 1.0, 4)
-    x = inputs(10, 8, 21, 5)
-    loss = fused_forward_kl(
-        x.hidden, x.weight, x.teacher_hidden, x.teacher_weight, valid=x.valid, chunk=4
-    )
+    once = fused(inputs(10, 8, 21, 5), "forward_kl", 1.0, 1.0, 4)
+    student, teacher, labels = inputs(10, 8, 21, 5)
+    loss = fused_divergence(student, teacher, labels, chunk=4)
     (3 * loss).backward(retain_graph=True)
-    assert x.weight.grad is not None
-    torch.testing.assert_close(x.weight.grad, 3 * once[2])
+    assert student.weight.grad is not None
+    torch.testing.assert_close(student.weight.grad, 3 * once[2])
     (2 * loss).backward()
-    torch.testing.assert_close(x.weight.grad, 5 * once[2])
+    torch.testing.assert_close(student.weight.grad, 5 * once[2])
 
 
 def test_frozen_inputs_get_no_gradient_and_evaluation_makes_none() -> None:
-    x = inputs(10, 8, 21, 5)
-    x.weight.requires_grad_(False)
-    fused_cross_entropy(x.hidden, x.weight, x.labels).backward()
-    assert x.hidden.grad is not None
-    assert x.weight.grad is None
+    student, _, labels = inputs(10, 8, 21, 5)
+    student.weight.requires_grad_(False)
+    fused_cross_entropy(student, labels).backward()
+    assert student.hidden.grad is not None
+    assert student.weight.grad is None
     with torch.no_grad():
-        loss = fused_cross_entropy(x.hidden, x.weight, x.labels)
+        loss = fused_cross_entropy(student, labels)
     assert not loss.requires_grad
-    assert error(loss, reference(inputs(10, 8, 21, 5), None, 1.0)[0]) < 1e-6
+    assert error(loss, exact(inputs(10, 8, 21, 5), None, 1.0, 1.0)[0]) < 1e-6
 
 
 def test_autocast_does_not_reach_inside() -> None:
-    plain = fused(inputs(10, 8, 21, 5), 1.0, 1.0, 4)
+    plain = fused(inputs(10, 8, 21, 5), "forward_kl", 1.0, 1.0, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = fused(inputs(10, 8, 21, 5), 1.0, 1.0, 4)
+        cast = fused(inputs(10, 8, 21, 5), "forward_kl", 1.0, 1.0, 4)
     for a, b in zip(plain, cast, strict=True):
         assert torch.equal(a, b)
 
 
 def test_leading_dimensions_are_free() -> None:
-    flat, deep = inputs(12, 8, 21, 5), inputs(12, 8, 21, 5)
-    expected = fused_cross_entropy(flat.hidden, flat.weight, flat.labels)
-    found = fused_cross_entropy(
-        deep.hidden.view(3, 4, 8), deep.weight, deep.labels.view(3, 4), chunk=5
-    )
+    (flat, _, labels), (deep, _, _) = inputs(12, 8, 21, 5), inputs(12, 8, 21, 5)
+    expected = fused_cross_entropy(flat, labels)
+    folded = DeferredLogits(deep.hidden.view(3, 4, 8), deep.weight)
+    found = fused_cross_entropy(folded, labels.view(3, 4), chunk=5)
     assert abs(found.item() - expected.item()) < 1e-6
 
 
 _MEMORY = """
 import sys, torch
-from paretron.distill.fused import fused_forward_kl
+from paretron.distill.fused import DeferredLogits, fused_divergence
 from paretron.distill.losses import forward_kl
 
 torch.manual_seed(0)
@@ -210,7 +207,9 @@ def peak(step):
     step()
     return resident("VmHWM") - before
 
-fused = peak(lambda: fused_forward_kl(h, w, th, tw, chunk=128).backward())
+student, teacher = DeferredLogits(h, w), DeferredLogits(th, tw)
+labels = torch.zeros(1024, dtype=torch.int64)
+fused = peak(lambda: fused_divergence(student, teacher, labels, chunk=128).backward())
 plain = peak(lambda: forward_kl(h @ w.t(), th @ tw.t()).backward())
 print(fused, plain)
 """

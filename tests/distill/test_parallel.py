@@ -46,6 +46,7 @@ def test_two_processes_equal_one_with_unequal_valid_tokens(
 ) -> None:
     pico("llama", name="student", seed=1, hidden_size=48, num_hidden_layers=2)
     pico("qwen3", name="tied", hidden_size=48, num_hidden_layers=2, tie_word_embeddings=True)
+    pico("mixtral", name="experts", num_hidden_layers=2, num_local_experts=3)
     pico("llama", name="teacher", seed=2, num_hidden_layers=2)
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()

@@ -18,11 +18,11 @@ from paretron.artifacts.staging import staged
 from paretron.distill.history import History
 from paretron.distill.job import Job, store_identity
 from paretron.distill.loop import adamw
-from paretron.distill.parallel import World
 from paretron.distill.stage import train
 from paretron.distill.state import StateFolder, training_tensors
 from paretron.errors import Code, ParetronError
 from paretron.recipe import Correct, Distill, Pretrain
+from paretron.workers.world import World
 
 Arguments = Callable[..., dict[str, Any]]
 SETTINGS = {"training": {"lr": 1e-3, "loss": {"temperature": 1.0}}, "seed": 1}
@@ -60,7 +60,7 @@ def state(tmp_path: Path, notes: list[str]) -> StateFolder:
 
 def history(step: int) -> History:
     out = History()
-    out.add_step(tokens=step, loss=0.1 * step, lr=1e-3, grad_norm=1.0)
+    out.add_step(tokens=step, loss=0.1 * step, lr=1e-3, grad_norm=1.0, parts={})
     return out
 
 

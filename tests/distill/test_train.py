@@ -24,7 +24,7 @@ from paretron.distill.loop import adamw
 from paretron.distill.stage import train
 from paretron.errors import Code, ParetronError
 from paretron.recipe import Distill
-from pico import PICO_FAMILIES
+from pico import MOE_FAMILIES, PICO_FAMILIES
 
 Arguments = Callable[..., dict[str, Any]]
 
@@ -39,7 +39,7 @@ def losses(out: Path) -> list[float]:
     return [point["loss"] for point in json.loads((out / "metrics.json").read_text())["train"]]
 
 
-@pytest.mark.parametrize("family", PICO_FAMILIES)
+@pytest.mark.parametrize("family", [*PICO_FAMILIES, *MOE_FAMILIES])
 @pytest.mark.parametrize("distil", [True, False])
 def test_every_family_learns(arguments: Arguments, family: str, distil: bool) -> None:
     given = arguments(family=family, distil=distil, steps=2)
@@ -150,11 +150,11 @@ def test_a_loss_that_is_not_finite_stops_the_step_and_keeps_the_state(
         if kind == "step" and fields["step"] == 3:
             monkeypatch.setattr("paretron.distill.loop.Trainer.forward_backward", broken)
 
-    def broken(self: Any, batch: Any, *, normaliser: float) -> torch.Tensor:
+    def broken(self: Any, batch: Any, *, normaliser: float, alpha: float) -> torch.Tensor:
         self.objective.student.lm_head.weight.grad = torch.full_like(
             self.objective.student.lm_head.weight, float("nan")
         )
-        return torch.tensor(1.0, dtype=torch.float64)
+        return torch.tensor([1.0, 0.0], dtype=torch.float64)
 
     with pytest.raises(ParetronError) as caught:
         train(**given | {"on_event": poison})

@@ -17,14 +17,18 @@ from safetensors.torch import save_file
 from paretron.artifacts.models import load_model
 from paretron.data.store import TokenStore
 from paretron.distill.batches import Batch, Windows
+from paretron.distill.divergences import ForwardKL
 from paretron.distill.loop import Trainer
 from paretron.distill.losses import IGNORE
 from paretron.distill.objective import Objective, Teacher
-from paretron.distill.parallel import World, joined_world, shard, whole
+from paretron.distill.parallel import shard, whole
 from paretron.distill.state import StateFolder
-from paretron.distill.stop import StopRequest
-from paretron.distill.worker import leave
+from paretron.distill.states import StatesLoss
 from paretron.recipe import Distill
+from paretron.recipe.models import States
+from paretron.workers.stop import StopRequest
+from paretron.workers.worker import leave
+from paretron.workers.world import World, joined_world
 
 SEQ_LEN = 32
 STEPS = 3
@@ -34,7 +38,11 @@ CASES = {
     "clm": ("student", False, 4),
     "kl-accumulated": ("student", True, 1),
     "kl-tied": ("tied", True, 2),
+    "kl-experts": ("experts", True, 2),
+    "states": ("student", True, 2),
+    "states-accumulated": ("student", True, 1),
 }
+STATES = States(embedding=True, output=((1, 0),), mlp_input=((0, 1),), attention=((1, 1),))
 
 
 class Ragged(Windows):
@@ -49,7 +57,11 @@ class Ragged(Windows):
 
 def run_case(name: str, work: Path, out: Path, world: World) -> None:
     student, with_teacher, micro_batch = CASES[name]
-    objective = Objective(load_model(work / student), temperature=2.0)
+    teacher, own, states = load_model(work / "teacher"), load_model(work / student), None
+    if name.startswith("states"):
+        torch.manual_seed(0)
+        states = StatesLoss.between(own, teacher, STATES)
+    objective = Objective(own, divergence=ForwardKL(2.0), states=states)
     shard(objective, world, dtype=torch.float32)
     store = TokenStore.open(work / "tokens")
     settings = Distill(
@@ -58,7 +70,8 @@ def run_case(name: str, work: Path, out: Path, world: World) -> None:
     )  # fmt: skip
     trainer = Trainer(
         objective=objective,
-        teacher=Teacher(load_model(work / "teacher")) if with_teacher else None,
+        teacher=Teacher(teacher, states.teacher_places if states else ()) if with_teacher else None,
+        alpha="dynamic",
         train_windows=Ragged(store, SEQ_LEN, 320),
         validation_windows=Ragged(store, 1000, 320),
         settings=settings,

@@ -9,18 +9,53 @@ lm_head. Arithmetic is fp32 whatever comes in; sums of losses are fp64.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from paretron.distill.divergences import Divergence, ForwardKL
 from paretron.distill.losses import IGNORE
+from paretron.families.logits import PLAIN, LogitRule
 
 # Logits alive at once: large enough for efficient products, small beside model and optimiser.
 _CHUNK_ELEMENTS = {"cpu": 8 << 20, "cuda": 128 << 20}
 # Element-wise work on the CPU goes block by block, so that a block stays in the cache of a core.
 _CPU_BLOCK_ELEMENTS = 128 << 10
+_FORWARD_KL = ForwardKL()
+
+
+@dataclass(frozen=True)
+class DeferredLogits:
+    """Logits that nobody has made yet, of hidden [..., d] and weight [vocab, d].
+
+    The family's rule caps or divides what the head gives.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    rule: LogitRule = PLAIN
+
+    def logits(self) -> Tensor:
+        """All of them at once, [..., vocab]: the plain way."""
+        return self.rule(self.hidden @ self.weight.t())
+
+    def detach(self) -> DeferredLogits:
+        """The same, through which no gradient flows."""
+        return replace(self, hidden=self.hidden.detach(), weight=self.weight.detach())
+
+    def at(self, positions: Tensor) -> DeferredLogits:
+        """Those of some positions, int64 [n], of one dimension of positions."""
+        return replace(self, hidden=self.hidden[positions])
+
+    def flat(self) -> DeferredLogits:
+        """The same with one dimension of positions."""
+        return replace(self, hidden=self.hidden.flatten(0, -2))
+
+    def wide(self) -> DeferredLogits:
+        """The same in the precision of the arithmetic."""
+        return replace(self, hidden=_wide(self.hidden), weight=_wide(self.weight))
 
 
 class LogitLoss(Protocol):
@@ -30,85 +65,62 @@ class LogitLoss(Protocol):
         """`start` is the chunk's first position; without `gradient` the logits may hold junk."""
 
 
-def fused_forward_kl(
-    hidden: Tensor,
-    weight: Tensor,
-    teacher_hidden: Tensor,
-    teacher_weight: Tensor,
+def fused_divergence(
+    student: DeferredLogits,
+    teacher: DeferredLogits,
+    labels: Tensor,
     *,
-    valid: Tensor | None = None,
-    temperature: float = 1.0,
+    divergence: Divergence = _FORWARD_KL,
     normaliser: float = 1.0,
     chunk: int | None = None,
 ) -> Tensor:
-    """`losses.forward_kl` of the lm_heads' logits, divided by `normaliser`; a scalar in fp64.
+    """How far the student is from the teacher, divided by `normaliser`; a scalar in fp64.
 
-    hidden [..., d_student], weight [vocab, d_student], teacher_hidden [..., d_teacher],
-    teacher_weight [vocab, d_teacher], valid [...] bool. Gradients flow to hidden and weight.
-    `chunk` is the number of positions whose logits exist at once (default: by device).
+    labels [...] hold IGNORE where a position does not count. Gradients flow to the student's hidden
+    states and weight. `chunk` is the number of positions whose logits exist at once (default: by
+    device).
     """
-    hidden, teacher_hidden = hidden.flatten(0, -2), teacher_hidden.detach().flatten(0, -2)
-    if valid is not None and not bool(valid.all()):
-        positions = valid.flatten().nonzero().squeeze(1)
-        hidden, teacher_hidden = hidden[positions], teacher_hidden[positions]
-    chunk = chunk or _chunk_positions(weight)
-    loss = _ForwardKL(
-        _wide(teacher_hidden),
-        _wide(teacher_weight.detach()),
-        scale=1 / temperature,
-        buffer=_buffer(hidden, weight, chunk),
-    )
-    return _apply(hidden, weight, loss, 1 / temperature, normaliser, chunk)
+    student, teacher, labels = _valid(student, teacher.detach(), labels)
+    chunk = chunk or _chunk_positions(student.weight)
+    loss = _Distance(teacher.wide(), labels, divergence, _buffer(student, chunk))
+    return _apply(student, loss, normaliser, chunk)
 
 
 def fused_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
+    student: DeferredLogits,
     labels: Tensor,
     *,
     normaliser: float = 1.0,
     chunk: int | None = None,
 ) -> Tensor:
-    """`losses.cross_entropy` of the lm_head's logits, divided by `normaliser`; a scalar in fp64.
+    """`losses.cross_entropy` of the logits, divided by `normaliser`; a scalar in fp64.
 
-    hidden [..., d], weight [vocab, d], labels [...] with IGNORE where a position does not count.
+    labels [...] hold IGNORE where a position does not count.
     """
-    hidden, labels = hidden.flatten(0, -2), labels.flatten()
-    valid = labels != IGNORE
-    if not bool(valid.all()):
-        positions = valid.nonzero().squeeze(1)
-        hidden, labels = hidden[positions], labels[positions]
-    chunk = chunk or _chunk_positions(weight)
-    return _apply(hidden, weight, _CrossEntropy(labels), 1.0, normaliser, chunk)
+    student, _, labels = _valid(student, student.detach(), labels)
+    chunk = chunk or _chunk_positions(student.weight)
+    return _apply(student, _CrossEntropy(labels), normaliser, chunk)
 
 
 @dataclass(frozen=True)
-class _ForwardKL:
-    """KL(teacher || student); its gradient in the student's logits is p_student - p_teacher."""
+class _Distance:
+    """A divergence from a teacher whose logits are made chunk by chunk, into one buffer."""
 
-    teacher_hidden: Tensor
-    teacher_weight: Tensor
-    scale: float
+    teacher: DeferredLogits
+    labels: Tensor
+    divergence: Divergence
     buffer: Tensor
 
     def __call__(self, logits: Tensor, *, start: int, gradient: bool) -> Tensor:
-        part = self.teacher_hidden[start : start + len(logits)]
-        teacher = _product(part, self.teacher_weight, self.scale, self.buffer)
-        pairs = zip(_blocks(logits), _blocks(teacher), strict=True)
-        return torch.stack([self._block(s, t, gradient) for s, t in pairs]).sum()
-
-    @staticmethod
-    def _block(student: Tensor, teacher: Tensor, gradient: bool) -> Tensor:
-        # Both maxima are taken out first, so nothing large cancels where the two models agree.
-        student.sub_(student.amax(1, keepdim=True))
-        teacher.sub_(teacher.amax(1, keepdim=True))
-        difference = teacher - student
-        z_student = student.exp_().sum(1, keepdim=True)
-        z_teacher = teacher.exp_().sum(1, keepdim=True)
-        expected = difference.mul_(teacher).sum(1, keepdim=True).div_(z_teacher)
-        if gradient:
-            student.div_(z_student).addcmul_(teacher, z_teacher.reciprocal(), value=-1)
-        return expected.add_(z_student.log() - z_teacher.log()).sum(dtype=torch.float64)
+        positions = slice(start, start + len(logits))
+        teacher = _product(self.teacher, positions, self.buffer)
+        if (softcap := self.teacher.rule.softcap) is not None:
+            teacher.div_(softcap).tanh_().mul_(softcap)
+        size = _block_positions(logits)
+        parts = zip(
+            logits.split(size), teacher.split(size), self.labels[positions].split(size), strict=True
+        )
+        return torch.stack([self.divergence(*part, gradient=gradient) for part in parts]).sum()
 
 
 @dataclass(frozen=True)
@@ -119,8 +131,9 @@ class _CrossEntropy:
 
     def __call__(self, logits: Tensor, *, start: int, gradient: bool) -> Tensor:
         labels = self.labels[start : start + len(logits)].unsqueeze(1)
-        pairs = zip(_blocks(logits), labels.split(_block_positions(logits)), strict=True)
-        return torch.stack([self._block(x, y, gradient) for x, y in pairs]).sum()
+        size = _block_positions(logits)
+        parts = zip(logits.split(size), labels.split(size), strict=True)
+        return torch.stack([self._block(x, y, gradient) for x, y in parts]).sum()
 
     @staticmethod
     def _block(logits: Tensor, labels: Tensor, gradient: bool) -> Tensor:
@@ -133,35 +146,38 @@ class _CrossEntropy:
 
 
 class _FusedLinearLoss(torch.autograd.Function):
-    """loss(scale * hidden @ weight.T) / normaliser, both gradients made in the forward pass."""
+    """loss(logits) / normaliser, both gradients made in the forward pass."""
 
     @staticmethod
     def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
+        student: DeferredLogits,
         loss: LogitLoss,
-        scale: float,
         normaliser: float,
         chunk: int,
     ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        wide_hidden, wide_weight = _wide(hidden), _wide(weight)
-        grad_hidden = torch.empty_like(wide_hidden) if wants_hidden else None
-        grad_weight = torch.empty_like(wide_weight) if wants_weight else None
+        wide = student.wide()
+        grad_hidden = torch.empty_like(wide.hidden) if wants_hidden else None
+        grad_weight = torch.empty_like(wide.weight) if wants_weight else None
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        buffer = _buffer(hidden, weight, chunk)
+        buffer = _buffer(student, chunk)
+        scale = 1 / (wide.rule.divisor * normaliser)
         for start in range(0, len(hidden), chunk):
-            part = wide_hidden[start : start + chunk]
-            logits = _product(part, wide_weight, scale, buffer)
+            positions = slice(start, start + chunk)
+            logits = _product(wide, positions, buffer)
+            slope = None if wide.rule.softcap is None else _cap(logits, wide.rule.softcap)
             total += loss(logits, start=start, gradient=wants_hidden or wants_weight)
+            if slope is not None:
+                logits.mul_(slope)
             if grad_hidden is not None:
-                out = grad_hidden[start : start + chunk]
-                out.addmm_(logits, wide_weight, beta=0, alpha=scale / normaliser)
+                grad_hidden[positions].addmm_(logits, wide.weight, beta=0, alpha=scale)
             if grad_weight is not None:
                 # beta=0 reads nothing, so the first chunk fills the uninitialised memory.
-                beta = min(start, 1)
-                grad_weight.addmm_(logits.t(), part, beta=beta, alpha=scale / normaliser)
+                part = wide.hidden[positions]
+                grad_weight.addmm_(logits.t(), part, beta=min(start, 1), alpha=scale)
         if grad_weight is not None and not len(hidden):
             grad_weight.zero_()
         ctx.save_for_backward(
@@ -179,17 +195,37 @@ class _FusedLinearLoss(torch.autograd.Function):
         return (*grads, None, None, None, None)
 
 
-def _apply(
-    hidden: Tensor, weight: Tensor, loss: LogitLoss, scale: float, normaliser: float, chunk: int
-) -> Tensor:
-    with torch.autocast(hidden.device.type, enabled=False):
+def _apply(student: DeferredLogits, loss: LogitLoss, normaliser: float, chunk: int) -> Tensor:
+    with torch.autocast(student.hidden.device.type, enabled=False):
         apply: Callable[..., Tensor] = _FusedLinearLoss.apply
-        return apply(hidden, weight, loss, scale, normaliser, chunk)
+        detached = student.detach()
+        return apply(student.hidden, student.weight, detached, loss, normaliser, chunk)
 
 
-def _product(hidden: Tensor, weight: Tensor, scale: float, buffer: Tensor) -> Tensor:
-    """scale * hidden @ weight.T, written into the first rows of the buffer."""
-    return buffer[: len(hidden)].addmm_(hidden, weight.t(), beta=0, alpha=scale)
+def _valid(
+    student: DeferredLogits, teacher: DeferredLogits, labels: Tensor
+) -> tuple[DeferredLogits, DeferredLogits, Tensor]:
+    """Only the positions that count, in one dimension."""
+    student, teacher, labels = student.flat(), teacher.flat(), labels.flatten()
+    valid = labels != IGNORE
+    if bool(valid.all()):
+        return student, teacher, labels
+    positions = valid.nonzero().squeeze(1)
+    return student.at(positions), teacher.at(positions), labels[positions]
+
+
+def _product(deferred: DeferredLogits, positions: slice, buffer: Tensor) -> Tensor:
+    """hidden @ weight.T / divisor of some positions, written into the first rows of the buffer."""
+    part, weight = deferred.hidden[positions], deferred.weight
+    return buffer[: len(part)].addmm_(part, weight.t(), beta=0, alpha=1 / deferred.rule.divisor)
+
+
+def _cap(logits: Tensor, softcap: float) -> Tensor:
+    """Cap the logits in place; the cap's slope where each of them lies."""
+    logits.div_(softcap).tanh_()
+    slope = 1 - logits.square()
+    logits.mul_(softcap)
+    return slope
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -201,7 +237,8 @@ def _chunk_positions(weight: Tensor) -> int:
     return max(1, budget // len(weight))
 
 
-def _buffer(hidden: Tensor, weight: Tensor, chunk: int) -> Tensor:
+def _buffer(student: DeferredLogits, chunk: int) -> Tensor:
+    hidden, weight = student.hidden, student.weight
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     return torch.empty(min(chunk, len(hidden)), len(weight), dtype=dtype, device=hidden.device)
 
@@ -210,7 +247,3 @@ def _block_positions(logits: Tensor) -> int:
     if logits.device.type != "cpu":
         return max(1, len(logits))  # there, launches cost more than caches save
     return max(1, _CPU_BLOCK_ELEMENTS // logits.shape[1])
-
-
-def _blocks(logits: Tensor) -> tuple[Tensor, ...]:
-    return logits.split(_block_positions(logits))

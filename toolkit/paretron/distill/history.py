@@ -14,9 +14,15 @@ class History:
     train: list[dict[str, float]] = field(default_factory=list)
     validation: list[dict[str, float]] = field(default_factory=list)
 
-    def add_step(self, *, tokens: int, loss: float, lr: float, grad_norm: float) -> None:
-        """Append one training step; `tokens` counts all that were seen up to its end."""
-        self.train.append({"tokens": tokens, "loss": loss, "lr": lr, "grad_norm": grad_norm})
+    def add_step(
+        self, *, tokens: int, loss: float, lr: float, grad_norm: float, parts: Mapping[str, float]
+    ) -> None:
+        """Append one training step; `tokens` counts all that were seen up to its end.
+
+        `parts` are the losses of "logits" and "states" where the loss has both, before alpha.
+        """
+        step = {"tokens": tokens, "loss": loss, "lr": lr, "grad_norm": grad_norm}
+        self.train.append({**step, **parts})
 
     def add_validation(self, *, tokens: int, loss: float) -> None:
         """Append one validation loss, in nats a token."""

@@ -72,6 +72,7 @@ class Job:
     def from_json(cls, text: str) -> Job:
         """The inverse of `to_json`."""
         fields: dict[str, Any] = json.loads(text)
+        provenance = fields.pop("provenance")
         kind = _SETTINGS[fields.pop("settings_kind")]
         paths = {
             name: None if fields[name] is None else Path(fields[name])
@@ -82,7 +83,9 @@ class Job:
             | paths
             | {
                 "settings": kind.model_validate(fields["settings"]),
-                "provenance": Provenance(**fields["provenance"]),
+                "provenance": Provenance(
+                    **provenance | {"unverified": tuple(provenance["unverified"])}
+                ),
             }
         )
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +21,14 @@ from paretron.distill.batches import Batch, Windows
 from paretron.distill.history import History
 from paretron.distill.job import OnEvent
 from paretron.distill.objective import Objective, Teacher
-from paretron.distill.parallel import World, whole
+from paretron.distill.parallel import whole
 from paretron.distill.schedule import learning_rate, num_steps
 from paretron.distill.state import StateFolder, training_tensors
-from paretron.distill.stop import StopRequest
 from paretron.distill.validate import validation_loss
 from paretron.errors import Code, ParetronError, Problem
 from paretron.recipe import Pretrain, Training
+from paretron.workers.stop import StopRequest
+from paretron.workers.world import World
 
 
 @dataclass
@@ -34,6 +37,7 @@ class Trainer:
 
     objective: Objective
     teacher: Teacher | None
+    alpha: Literal["dynamic"] | float  # the weight of intermediate states, where they are imitated
     train_windows: Windows
     validation_windows: Windows | None
     settings: Training
@@ -71,9 +75,9 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue from the newest intact checkpoint, where there is one."""
-        tensors = training_tensors(self.objective.student, self.optimizer, step=0)
+        tensors = training_tensors(self.objective, self.optimizer, step=0)
         self.step, self.history = self.state.resume(tensors)
-        training_tensors(self.objective.student, self.optimizer, step=self.step)
+        training_tensors(self.objective, self.optimizer, step=self.step)
         self.first_step = self.saved_step = self.step
         if self.step:
             self.on_event("note", {"message": f"resumed after step {self.step} of {self.steps}"})
@@ -84,18 +88,21 @@ class Trainer:
         window_ids = self.window_ids()
         batch = self.local_batch(window_ids)
         (valid,) = self.world.total(batch.valid)
+        alpha = self.states_weight(batch, normaliser=valid)
         micro_losses = [
-            self.forward_backward(part, normaliser=valid)
+            self.forward_backward(part, normaliser=valid, alpha=alpha)
             for part in batch.split(self.settings.micro_batch)
         ]
         grad_norm = self.clip()
-        loss, norm = torch.stack([torch.stack(micro_losses).sum(), grad_norm.double()]).tolist()
-        (loss,) = self.world.total(loss)
+        both = torch.stack(micro_losses).sum(0)
+        loss, states, norm = torch.cat([both, grad_norm.double()[None]]).tolist()
+        loss, states = self.world.total(loss, states)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self.not_finite(window_ids, loss, norm)
         lr = self.update()
         self.seconds += time.perf_counter() - started
-        self.report(loss=loss, lr=lr, grad_norm=norm)
+        parts = {"logits": loss - alpha * states, "states": states} if self.objective.states else {}
+        self.report(loss=loss, lr=lr, grad_norm=norm, parts=parts)
 
     def window_ids(self) -> list[int]:
         """The windows of this step, over all processes."""
@@ -112,14 +119,39 @@ class Trainer:
         mine = window_ids[self.world.rank * share : (self.world.rank + 1) * share]
         return self.train_windows.batch(mine)
 
-    def forward_backward(self, batch: Batch, *, normaliser: float) -> Tensor:
-        """Add a micro-batch's gradients; its part of the step's loss."""
+    def states_weight(self, batch: Batch, *, normaliser: float) -> float:
+        """alpha = L_logits / L_is of the step before; of this one, before it, for the first.
+
+        The sums are those of the whole step over all processes, so that neither accumulation nor
+        the number of processes decides it, and a resumed training finds them in its history.
+        """
+        if self.objective.states is None or self.alpha != "dynamic":
+            return 1.0 if self.alpha == "dynamic" else self.alpha
+        if self.history.train:
+            last = self.history.train[-1]
+            logits, states = last["logits"], last["states"]
+        else:
+            with torch.no_grad():
+                parts = [
+                    self.forward(part, normaliser=normaliser, alpha=0.0)
+                    for part in batch.split(self.settings.micro_batch)
+                ]
+            logits, states = self.world.total(*torch.stack(parts).sum(0).tolist())
+        return logits / states if states else 1.0
+
+    def forward_backward(self, batch: Batch, *, normaliser: float, alpha: float) -> Tensor:
+        """Add a micro-batch's gradients; what `forward` gives of it."""
+        losses = self.forward(batch, normaliser=normaliser, alpha=alpha)
+        losses[0].backward()
+        return losses.detach()
+
+    def forward(self, batch: Batch, *, normaliser: float, alpha: float) -> Tensor:
+        """A micro-batch's loss and, of it, the unweighted states, fp64 [2]."""
         batch = batch.to(self.world.device)
         with self.autocast():
-            teacher = self.teacher.states(batch.input_ids) if self.teacher else None
-            loss: Tensor = self.objective(batch.input_ids, batch.labels, teacher, normaliser)
-        loss.backward()
-        return loss.detach()
+            teacher = self.teacher.predict(batch.input_ids) if self.teacher else None
+            losses = self.objective(batch.input_ids, batch.labels, teacher, normaliser, alpha)
+        return torch.stack(losses)
 
     def clip(self) -> Tensor:
         """Scale the gradient down to the allowed norm; the norm before that."""
@@ -142,11 +174,13 @@ class Trainer:
         self.step += 1
         return lr
 
-    def report(self, *, loss: float, lr: float, grad_norm: float) -> None:
+    def report(
+        self, *, loss: float, lr: float, grad_norm: float, parts: Mapping[str, float]
+    ) -> None:
         """Append to the curves and tell who watches."""
         tokens = self.step * self.tokens_per_step
         total = self.steps * self.tokens_per_step
-        self.history.add_step(tokens=tokens, loss=loss, lr=lr, grad_norm=grad_norm)
+        self.history.add_step(tokens=tokens, loss=loss, lr=lr, grad_norm=grad_norm, parts=parts)
         rate = (self.step - self.first_step) * self.tokens_per_step / self.seconds
         self.on_event("progress", {"done": tokens, "total": total, "unit": "tokens"})
         self.on_event(
@@ -154,7 +188,7 @@ class Trainer:
             {
                 "step": self.step, "steps": self.steps, "tokens": tokens, "loss": loss,
                 "tokens_per_s": rate, "eta_s": (total - tokens) / rate,
-                "lr": lr, "grad_norm": grad_norm,
+                "lr": lr, "grad_norm": grad_norm, **parts,
             },
         )  # fmt: skip
 
@@ -195,7 +229,7 @@ class Trainer:
         """Publish a checkpoint of this step, unless it is there."""
         if self.saved_step == self.step:
             return
-        tensors = training_tensors(self.objective.student, self.optimizer, step=self.step)
+        tensors = training_tensors(self.objective, self.optimizer, step=self.step)
         self.state.save(self.step, tensors, self.history)
         self.saved_step = self.step
 

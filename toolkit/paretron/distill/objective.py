@@ -1,81 +1,98 @@
-"""What one micro-batch is trained on: the student's hidden states against teacher or labels."""
+"""What one micro-batch is trained on: the student's logits against a teacher's, or the labels."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from paretron.distill.fused import fused_cross_entropy, fused_forward_kl
+from paretron.distill.divergences import Divergence, ForwardKL
+from paretron.distill.fused import DeferredLogits, fused_cross_entropy, fused_divergence
 from paretron.distill.losses import IGNORE
+from paretron.distill.states import Place, StatesLoss, capturing
+from paretron.families import family_of, logit_rule
+
+_FORWARD_KL = ForwardKL()
 
 
 @dataclass(frozen=True)
-class TeacherStates:
-    """What the fused loss needs of the teacher: hidden [batch, seq, d] and lm_head [vocab, d]."""
+class Prediction:
+    """What a model says of a batch: its logits, not made yet, and the states asked for."""
 
-    hidden: Tensor
-    weight: Tensor
+    logits: DeferredLogits
+    states: Mapping[Place, Tensor] = field(default_factory=dict)
 
 
 class Teacher:
     """A model that is only ever asked: eval mode, no gradients, never changed."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, places: tuple[Place, ...] = ()) -> None:
         self.model = model.eval().requires_grad_(False)
+        self.places = places
 
     @torch.no_grad()
-    def states(self, input_ids: Tensor) -> TeacherStates:
-        """Final hidden states of input_ids [batch, seq], and the lm_head that reads them."""
-        return TeacherStates(hidden_states(self.model, input_ids), head_weight(self.model))
+    def predict(self, input_ids: Tensor) -> Prediction:
+        """Its prediction for input_ids [batch, seq]."""
+        return predict(self.model, input_ids, self.places)
 
 
 class Objective(nn.Module):
     """The student with its loss, one module so that parallelism has one root to wrap.
 
-    Without teacher states the loss is cross entropy on the labels (correction, pretraining),
-    with them forward KL (distillation). Dropout stays off: data and seed alone decide a training.
+    Without a teacher's prediction the loss is cross entropy on the labels (correction,
+    pretraining), with it the divergence, and where asked for the distance of intermediate states.
+    Dropout stays off: data and seed alone decide a training.
     """
 
-    def __init__(self, student: PreTrainedModel, *, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        *,
+        divergence: Divergence = _FORWARD_KL,
+        states: StatesLoss | None = None,
+    ) -> None:
         super().__init__()
         self.student = student.eval().requires_grad_(True)
-        self.temperature = temperature
+        self.divergence = divergence
+        self.states = states
 
     def forward(
         self,
         input_ids: Tensor,
         labels: Tensor,
-        teacher: TeacherStates | None,
+        teacher: Prediction | None,
         normaliser: float,
-    ) -> Tensor:
-        """Sum of the loss over valid positions, divided by `normaliser`; a scalar in fp64.
+        alpha: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """The loss and, of it, the part of intermediate states before `alpha` weighs it.
 
-        input_ids, labels [batch, seq]; labels hold IGNORE where a position does not count.
+        Both are sums over valid positions, divided by `normaliser`; scalars in fp64. input_ids,
+        labels [batch, seq]; labels hold IGNORE where a position does not count.
         """
-        hidden, weight = hidden_states(self.student, input_ids), head_weight(self.student)
+        places = self.states.student_places if self.states and teacher else ()
+        own = predict(self.student, input_ids, places)
+        none = torch.zeros((), dtype=torch.float64, device=input_ids.device)
         if teacher is None:
-            return fused_cross_entropy(hidden, weight, labels, normaliser=normaliser)
-        return fused_forward_kl(
-            hidden,
-            weight,
-            teacher.hidden,
-            teacher.weight,
-            valid=labels != IGNORE,
-            temperature=self.temperature,
-            normaliser=normaliser,
+            return fused_cross_entropy(own.logits, labels, normaliser=normaliser), none
+        loss = fused_divergence(
+            own.logits, teacher.logits, labels, divergence=self.divergence, normaliser=normaliser
         )
+        if self.states is None:
+            return loss, none
+        states = self.states(own.states, teacher.states, labels != IGNORE) / normaliser
+        return loss + alpha * states, states.detach()
 
 
-def hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    """The states after the final norm, [batch, seq, hidden]."""
-    states: Tensor = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-    return states
-
-
-def head_weight(model: PreTrainedModel) -> Tensor:
-    """The weight that turns final states into logits, [vocab, hidden]; tied or not."""
+def predict(
+    model: PreTrainedModel, input_ids: Tensor, places: tuple[Place, ...] = ()
+) -> Prediction:
+    """One forward pass: states after the final norm with the head that reads them, and `places`."""
+    with capturing(model, places) as states:
+        hidden: Tensor = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
     weight: Tensor = model.get_output_embeddings().weight
-    return weight
+    config = model.config.to_dict()
+    rule = logit_rule(family_of(config), config)
+    return Prediction(DeferredLogits(hidden, weight, rule), states)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor
 from paretron.artifacts.config import read_config
 from paretron.data.tokenizer import tokenizer_sha256
 from paretron.distill.batches import Batch
-from paretron.distill.fused import fused_cross_entropy, fused_forward_kl
+from paretron.distill.fused import DeferredLogits, fused_cross_entropy, fused_divergence
 from paretron.distill.losses import IGNORE, forward_kl
-from paretron.distill.objective import Objective, Teacher, TeacherStates
+from paretron.distill.objective import Objective, Teacher
 from paretron.distill.parallel import whole
 from paretron.errors import Code, ParetronError, Problem, raise_all
 
@@ -60,24 +61,18 @@ def check_before_training(
     findings: list[Problem] = []
     with torch.no_grad():
         if teacher is not None:
-            first, second = teacher.states(batch.input_ids), teacher.states(batch.input_ids)
-            findings += _self_kl(first, second, batch) + _fused_as_plain(first)
+            first, second = teacher.predict(batch.input_ids), teacher.predict(batch.input_ids)
+            findings += _self_kl(first.logits, second.logits, batch)
+            findings += _fused_as_plain(first.logits)
         if not untrained:
             findings += _sanity(objective, teacher, batch)
     findings += _gradients(objective, batch)
     raise_all(findings)
 
 
-def _self_kl(first: TeacherStates, second: TeacherStates, batch: Batch) -> list[Problem]:
+def _self_kl(first: DeferredLogits, second: DeferredLogits, batch: Batch) -> list[Problem]:
     """A teacher that disagrees with itself has dropout on, or overflows."""
-    kl = fused_forward_kl(
-        first.hidden,
-        first.weight,
-        second.hidden,
-        second.weight,
-        valid=batch.labels != IGNORE,
-        normaliser=batch.valid,
-    )
+    kl = fused_divergence(first, second, batch.labels, normaliser=batch.valid)
     if abs(float(kl)) < _SELF_KL_LIMIT:  # false for NaN
         return []
     return [
@@ -89,18 +84,20 @@ def _self_kl(first: TeacherStates, second: TeacherStates, batch: Batch) -> list[
     ]
 
 
-def _fused_as_plain(states: TeacherStates) -> list[Problem]:
+def _fused_as_plain(teacher: DeferredLogits) -> list[Problem]:
     """The fused loss must equal its formula on this device, with these libraries."""
-    hidden = states.hidden.flatten(0, 1)[:_PLAIN_POSITIONS].float()
-    weight = states.weight.float()
-    fused = float(fused_forward_kl(0.9 * hidden, weight, hidden, weight))
-    plain = float(forward_kl(0.9 * hidden @ weight.t(), hidden @ weight.t()))
+    flat = teacher.flat().wide()
+    some = replace(flat, hidden=flat.hidden[:_PLAIN_POSITIONS])
+    other = replace(some, hidden=0.9 * some.hidden)
+    labels = torch.zeros(len(some.hidden), dtype=torch.int64, device=some.hidden.device)
+    fused = float(fused_divergence(other, some, labels))
+    plain = float(forward_kl(other.logits(), some.logits()))
     if abs(fused - plain) <= _FUSED_LIMIT * max(1.0, abs(plain)):
         return []
     return [
         _finding(
             f"the fused loss gives {fused:.6g} where its formula gives {plain:.6g}",
-            f"device {hidden.device.type}, torch {torch.__version__}",
+            f"device {some.hidden.device.type}, torch {torch.__version__}",
             "report this with the versions that `paretron doctor` prints",
         )
     ]
@@ -114,9 +111,10 @@ def _sanity(objective: Objective, teacher: Teacher | None, batch: Batch) -> list
     def loss(labels: Tensor) -> float:
         count = float((labels != IGNORE).sum())
         if teacher is None:
-            return float(objective(batch.input_ids, labels, None, count))
-        states = teacher.states(batch.input_ids)
-        return float(fused_cross_entropy(states.hidden, states.weight, labels, normaliser=count))
+            return float(objective(batch.input_ids, labels, None, count)[0])
+        return float(
+            fused_cross_entropy(teacher.predict(batch.input_ids).logits, labels, normaliser=count)
+        )
 
     following = loss(batch.labels)
     current = loss(batch.input_ids)
@@ -144,7 +142,7 @@ def _sanity(objective: Objective, teacher: Teacher | None, batch: Batch) -> list
 
 def _gradients(objective: Objective, batch: Batch) -> list[Problem]:
     """One backward pass of the language-model loss must reach every trainable tensor."""
-    objective(batch.input_ids, batch.labels, None, float(batch.valid)).backward()
+    objective(batch.input_ids, batch.labels, None, float(batch.valid))[0].backward()
     norms = {
         name: None if p.grad is None else float(whole(p.grad.norm()))
         for name, p in objective.student.named_parameters()

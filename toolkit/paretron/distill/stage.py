@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from paretron.artifacts.config import family_and_config
+from paretron.artifacts.held import held_parameters
 from paretron.artifacts.jsonfile import dump
 from paretron.artifacts.manifest import Provenance
 from paretron.artifacts.models import load_model, save_model
@@ -16,19 +18,25 @@ from paretron.artifacts.reader import Checkpoint
 from paretron.artifacts.staging import locked, refuse_existing, refuse_overlap, staged
 from paretron.data.store import TokenStore
 from paretron.distill.batches import Windows
+from paretron.distill.divergences import divergence_of
 from paretron.distill.history import History
 from paretron.distill.job import Job, OnEvent
-from paretron.distill.launch import launch, under_torchrun
+from paretron.distill.launch import launch
 from paretron.distill.loop import Trainer
 from paretron.distill.memory import memory_explained
-from paretron.distill.objective import Objective, Teacher
-from paretron.distill.parallel import World, fast_bfloat16, joined_world, shard, whole
+from paretron.distill.objective import Objective, Teacher, predict
+from paretron.distill.parallel import fast_bfloat16, shard, whole
 from paretron.distill.preflight import check_before_training, check_same_tokenizer
 from paretron.distill.state import StateFolder
-from paretron.distill.stop import StopRequest, stop_requests
-from paretron.errors import Code, ParetronError, Problem
+from paretron.distill.states import StatesLoss
+from paretron.errors import Code, ParetronError, Problem, raise_all
+from paretron.families import sizes
 from paretron.recipe import Distill, Training
+from paretron.recipe.limits import loss_problems
 from paretron.recipe.models import Loss
+from paretron.workers.launch import under_torchrun
+from paretron.workers.stop import StopRequest, stop_requests
+from paretron.workers.world import World, joined_world
 
 METRICS = "metrics.json"
 _TORCH_DTYPES = {
@@ -118,6 +126,14 @@ def _check_inputs(job: Job, world: World) -> None:
             refuse_overlap(job.out, source)
     if job.teacher is not None:
         check_same_tokenizer(job.student, job.teacher)
+        own, other = (sizes(*family_and_config(f)) for f in (job.student, job.teacher))
+        found = loss_problems(
+            _loss(job.settings),
+            vocab=own["vocab"],
+            teacher_layers=other["layers"],
+            layers=own["layers"],
+        )
+        raise_all(found)
     at_once = job.settings.micro_batch * world.size
     if job.settings.global_batch % at_once:
         raise ParetronError(
@@ -134,21 +150,32 @@ def _check_inputs(job: Job, world: World) -> None:
 def _prepare(job: Job, world: World, stop: StopRequest, on_event: OnEvent) -> Trainer:
     """Models, windows and trainer; preflight included."""
     dtype = torch.bfloat16 if job.settings.dtype == "bfloat16" else torch.float32
-    teacher = None
-    if job.teacher is not None:
-        teacher = Teacher(load_model(job.teacher, dtype=dtype).to(world.device))
+    loss = _loss(job.settings)
     student = load_model(job.student).to(world.device)
-    objective = Objective(student, temperature=_loss(job.settings).temperature)
-    shard(objective, world, dtype=dtype)
+    teacher, states = None, None
+    if job.teacher is not None:
+        model = load_model(job.teacher, dtype=dtype).to(world.device)
+        states = StatesLoss.between(student, model, loss.states)
+        teacher = Teacher(model, states.teacher_places if states else ())
+    objective = Objective(student, divergence=divergence_of(loss), states=states)
+    objective.to(world.device)
     vocab_size = student.config.vocab_size
     validation = None
     if job.validation_tokens is not None:
         store = TokenStore.open(job.validation_tokens)
         validation = Windows(store, job.validation_seq_len, vocab_size)
+    windows = Windows(TokenStore.open(job.train_tokens), job.seq_len, vocab_size)
+    if states is not None and teacher is not None:
+        with torch.no_grad():
+            ids = windows.batch([0]).to(world.device).input_ids
+            own = predict(student, ids, states.student_places)
+            states.start(own.states, teacher.predict(ids).states)
+    shard(objective, world, dtype=dtype)
     trainer = Trainer(
         objective=objective,
         teacher=teacher,
-        train_windows=Windows(TokenStore.open(job.train_tokens), job.seq_len, vocab_size),
+        alpha=loss.states.alpha if loss.states else "dynamic",
+        train_windows=windows,
         validation_windows=validation,
         settings=job.settings,
         seed=job.seed,
@@ -175,11 +202,12 @@ def _publish(job: Job, trainer: Trainer, history: History) -> None:
     """Gather the weights and publish the repository once, by the leading process."""
     world = trainer.world
     source = Checkpoint.open(job.student)
+    first = {h.name: h.parts[0][0] for h in held_parameters(source.family, source.config)}
     weights: dict[str, Tensor] = {}
     for name, parameter in trainer.objective.student.named_parameters():
         gathered = whole(parameter.detach())
         if world.leads:
-            dtype = _TORCH_DTYPES[source.entries[name].dtype]
+            dtype = _TORCH_DTYPES[source.entries[first[name]].dtype]
             weights[name] = gathered.to(device="cpu", dtype=dtype)
     if world.leads:
         objective = "cross_entropy" if job.teacher is None else _loss(job.settings).logits

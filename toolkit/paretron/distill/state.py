@@ -31,8 +31,8 @@ from paretron.artifacts.manifest import Provenance, verify
 from paretron.artifacts.staging import staged
 from paretron.distill.history import History
 from paretron.distill.job import OnEvent
-from paretron.distill.parallel import World
 from paretron.errors import Code, ParetronError, Problem, raise_all
+from paretron.workers.world import World
 
 KIND = "training-state"
 KEEP = 2
@@ -161,14 +161,14 @@ class StateFolder:
 
 
 def training_tensors(
-    student: nn.Module, optimizer: torch.optim.Optimizer, *, step: int
+    objective: nn.Module, optimizer: torch.optim.Optimizer, *, step: int
 ) -> dict[str, Tensor]:
     """Weights and both moments of AdamW by name; what `save` writes and `resume` fills.
 
     Moments that do not exist yet are made, as they would be after `step` steps of no gradient.
     """
     tensors: dict[str, Tensor] = {}
-    for name, parameter in student.named_parameters():
+    for name, parameter in objective.named_parameters():
         moments = optimizer.state[parameter]
         if not moments:
             moments["exp_avg"] = torch.zeros_like(parameter)

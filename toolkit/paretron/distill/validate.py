@@ -6,7 +6,7 @@ import torch
 
 from paretron.distill.batches import Windows
 from paretron.distill.objective import Objective
-from paretron.distill.parallel import World
+from paretron.workers.world import World
 
 
 @torch.no_grad()
@@ -22,6 +22,7 @@ def validation_loss(
         batch = windows.batch(ids) if ids else windows.batch([0]).ignored()
         valid += batch.valid
         batch = batch.to(world.device)
-        loss += float(objective(batch.input_ids, batch.labels, None, 1.0))
+        total, _ = objective(batch.input_ids, batch.labels, None, 1.0)
+        loss += float(total)
     total_loss, total_valid = world.total(loss, valid)
     return total_loss / total_valid
