@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from paretron.artifacts.manifest import Provenance
-from paretron.errors import Problem
+from paretron.errors import Code, Problem
 from paretron.evaluate.parity import ParityReport
 from paretron.recipe import Export
 
@@ -45,3 +45,16 @@ class Exporter(Protocol):
 
         It is published only after its gates have passed; GATE_PARITY or GATE_RELOAD otherwise.
         """
+
+
+def not_quantised(export: Export) -> list[Problem]:
+    """The problem of an exporter that has no quantised form, when one is asked for."""
+    if export.quantize is None:
+        return []
+    return [
+        Problem(
+            Code.UNSUPPORTED,
+            f"{export.to} has no quantised form {export.quantize!r}",
+            fix="leave `quantize` out, or export to gguf, which has q8_0",
+        )
+    ]

@@ -10,6 +10,8 @@ from paretron.families import family_of, kv_bytes_per_token, parameter_counts, s
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
+_NAMES = {"ffn": "MLP size", "experts": "experts a layer", "moe_ffn": "MLP size of an expert"}
+
 
 def about_model(config: Mapping[str, Any]) -> str:
     """One line that says which model this is, e.g. for a title."""
@@ -30,7 +32,7 @@ def figures(config: Mapping[str, Any], report: ParityReport, *, dtype: str) -> d
         "dtype": dtype,
         "layers": str(size["layers"]),
         "hidden size": str(size["hidden"]),
-        "MLP size": str(size["ffn"]),
+        **{_NAMES[axis]: str(size[axis]) for axis in _NAMES if axis in size},
         "attention": f"{heads} heads, {size['kv_heads']} key-value heads of {size['head_dim']}",
         "vocabulary": f"{size['vocab']:,}",
         "key-value cache": f"{cache:,} bytes a token",

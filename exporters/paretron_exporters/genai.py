@@ -15,7 +15,7 @@ from typing import Any
 import huggingface_hub.constants
 import numpy as np
 
-from paretron.artifacts.models import write_companions
+from paretron.artifacts.companions import write_companions
 from paretron.artifacts.reader import Checkpoint
 from paretron.errors import Code, ParetronError, Problem
 from paretron.evaluate.parity import Logits, Prompt
@@ -39,8 +39,10 @@ def build(checkpoint: Checkpoint, folder: Path, *, config: Mapping[str, Any]) ->
     for index in checkpoint.path.glob("*.index.json"):
         shutil.copyfile(index, told / index.name)
     with _builder() as builder:
+        # Caches cut to the window refuse to run where less than a window is asked for.
+        extra = ["hf_token=false", "windowed_kv_cache=false"]
         options = builder.parse_extra_options(
-            "", str(told), str(made), "fp32", "cpu", str(cache), ["hf_token=false"]
+            "", str(told), str(made), "fp32", "cpu", str(cache), extra
         )
         builder.create_model("", str(told), str(made), "fp32", "cpu", str(cache), **options)
     for name in KEPT:

@@ -14,6 +14,7 @@ from paretron.artifacts.config import DTYPE_NAMES, relabel, servable_config
 from paretron.artifacts.jsonfile import dump
 from paretron.artifacts.manifest import Provenance
 from paretron.artifacts.reader import Checkpoint
+from paretron.artifacts.serving import transformers_note, vllm_limit
 from paretron.artifacts.staging import staged
 from paretron.artifacts.writer import TensorWriter
 from paretron.errors import Code, ParetronError, Problem, raise_all
@@ -28,13 +29,15 @@ from paretron.evaluate.parity import (
     require,
     seeded_prompts,
 )
-from paretron.families import expected_tensors, family_of, sizes
+from paretron.families import expected_tensors
 from paretron.recipe import Export
-from paretron_exporters.exporter import OnEvent
+from paretron_exporters.exporter import OnEvent, not_quantised
 from paretron_exporters.figures import about_model, figures
 
 if TYPE_CHECKING:
     import torch
+
+_ABOUT = "A checkpoint for transformers and engines that load its format."
 
 
 class HfExporter:
@@ -47,8 +50,8 @@ class HfExporter:
         try:
             relabel(config)
         except ParetronError as error:
-            return list(error.problems)
-        return []
+            return [*error.problems, *not_quantised(export)]
+        return not_quantised(export)
 
     def export(
         self,
@@ -66,7 +69,7 @@ class HfExporter:
         Errors: GATE_RELOAD, GATE_PARITY, GATE_NONFINITE (a value that the dtype cannot hold).
         """
         from paretron.artifacts.card import write_card
-        from paretron.artifacts.models import write_companions
+        from paretron.artifacts.companions import write_companions
 
         checkpoint = Checkpoint.open(source)
         raise_all(self.problems(checkpoint.config, export=export))
@@ -83,12 +86,13 @@ class HfExporter:
             )
             dump(folder / "parity.json", report.as_json())
             limit = vllm_limit(config)
-            if limit:
-                on_event("note", {"message": limit})
+            said = [text for text in (limit, transformers_note(config)) if text]
+            for text in said:
+                on_event("note", {"message": text})
             write_card(
                 folder,
                 title=about_model(config),
-                about=f"A checkpoint for transformers and engines that load its format. {limit}",
+                about=" ".join((_ABOUT, *said)),
                 provenance=provenance,
                 numbers=figures(config, report, dtype=main),
                 engines=("transformers",) if limit else ("transformers", "vLLM"),
@@ -97,18 +101,6 @@ class HfExporter:
 
 
 EXPORTER = HfExporter()
-
-
-def vllm_limit(config: Mapping[str, Any]) -> str:
-    """Why vLLM cannot load a shape that transformers can, or nothing."""
-    size = sizes(family_of(config), config)
-    width = size["kv_heads"] * size["q_per_kv"] * size["head_dim"]
-    if config["model_type"] == "qwen2" and width != size["hidden"]:
-        return (
-            f"vLLM (0.32) cannot load it: for qwen2 it takes head_dim for hidden / heads, but "
-            f"heads * head_dim is {width} and the hidden size {size['hidden']}."
-        )
-    return ""
 
 
 def written_dtypes(checkpoint: Checkpoint, dtype: str | None) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from paretron.errors import Problem, raise_all
 from paretron.evaluate.parity import ParityReport
 from paretron.recipe import Export
 from paretron.versions import missing_or_old
-from paretron_exporters.exporter import OnEvent
+from paretron_exporters.exporter import OnEvent, not_quantised
 from paretron_exporters.figures import about_model, figures
 from paretron_exporters.onnx_limits import builder_config, unsupported
 
@@ -31,7 +31,11 @@ class OnnxExporter:
 
     def problems(self, config: Mapping[str, Any], *, export: Export) -> list[Problem]:
         """The builder's limits, and its packages."""
-        return [*unsupported(config, export), *missing_or_old(FLOORS, install=INSTALL)]
+        return [
+            *unsupported(config, export),
+            *not_quantised(export),
+            *missing_or_old(FLOORS, install=INSTALL),
+        ]
 
     def export(
         self,
@@ -51,18 +55,19 @@ class OnnxExporter:
         raise_all(self.problems(checkpoint.config, export=export))
 
         from paretron.artifacts.card import write_card
-        from paretron.artifacts.models import TOKENIZER_FILES
+        from paretron.artifacts.companions import copy_tokenizer
         from paretron_exporters.genai import build, builder_version
         from paretron_exporters.onnx_gates import prove
-        from paretron_exporters.onnx_weights import stamp_producer
+        from paretron_exporters.onnx_weights import stamp_producer, write_embedding_scale
 
         with staged(out, provenance=provenance, overwrite=overwrite) as folder:
             on_event("note", {"message": "building the ONNX graph"})
             build(checkpoint, folder, config=builder_config(checkpoint.config))
             stamp_producer(folder / "model.onnx", builder_version())
-            for name in TOKENIZER_FILES:
-                if (source / name).is_file():
-                    shutil.copyfile(source / name, folder / name)
+            if checkpoint.family.embedding_scale_by_hidden:
+                hidden = checkpoint.config["hidden_size"]
+                write_embedding_scale(folder / "model.onnx", math.sqrt(hidden))
+            copy_tokenizer(source, folder)
             on_event("note", {"message": "comparing the graph with transformers"})
             report = prove(checkpoint, folder)
             dump(folder / "parity.json", report.as_json())

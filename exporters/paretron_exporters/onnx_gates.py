@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -88,7 +89,11 @@ def check_graph_names(checkpoint: Checkpoint, graph: Graph) -> Check:
     """L0: the graph holds every weight of the checkpoint, joined as expected, and no other."""
     return check_names(
         {n: m.shape for n, m in expected_initialisers(checkpoint).items()}
-        | {n: graph.initialisers[n].shape for n in ROPE_TABLES if n in graph.initialisers},
+        | {
+            n: graph.initialisers[n].shape
+            for n in chain(*ROPE_TABLES.values())
+            if n in graph.initialisers
+        },
         {n: i.shape for n, i in graph.initialisers.items()},
     )
 
@@ -100,13 +105,17 @@ def _rope_pairs(
 
     Prompts cannot tell: a wrong scaling of the slow channels shows at far positions only.
     """
-    positions, half = graph.initialisers["cos_cache"].shape
-    with torch.inference_mode():
-        tables = source.model.model.rotary_emb(
-            torch.zeros(1, 1, 1), torch.arange(positions)[None]
-        )  # each (1, positions, 2 * half)
-    for name, table in zip(ROPE_TABLES, tables, strict=True):
-        yield name, table[0, :, :half], graph.initialisers[name].read()
+    for attention, names in ROPE_TABLES.items():
+        if names[0] not in graph.initialisers:
+            continue
+        positions, half = graph.initialisers[names[0]].shape
+        of_layers = {"layer_type": attention} if attention else {}
+        with torch.inference_mode():
+            tables = source.model.model.rotary_emb(
+                torch.zeros(1, 1, 1), torch.arange(positions)[None], **of_layers
+            )  # each (1, positions, 2 * half)
+        for name, table in zip(names, tables, strict=True):
+            yield name, table[0, :, :half], graph.initialisers[name].read()
 
 
 def check_own_loop(engine: GenaiEngine, observed: Observation, *, stop_ids: set[int]) -> Check:

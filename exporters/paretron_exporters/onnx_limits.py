@@ -21,6 +21,10 @@ ROPE_TYPES: Mapping[str, tuple[str, ...]] = {
     "qwen2": ("default", "linear", "llama3"),
     "qwen3": ("default", "linear"),
     "nemotron": ("default",),
+    "gemma2": ("default", "linear"),
+    "gemma3_text": ("default",),
+    "phi3": ("default",),
+    "granite": ("default", "linear"),
 }
 DTYPES = ("float32",)
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2")
@@ -35,20 +39,30 @@ _MULTIPLE = 16  # of the attention kernel, for head_dim and the channels it rota
 # What transformers takes when a config does not say.
 _MISTRAL_WINDOW = 4096
 _NEMOTRON_ROTARY = 0.5
+_ACTIVATION = {"gemma2": "gelu_pytorch_tanh", "gemma3_text": "gelu_pytorch_tanh"}
 
 
 def builder_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the builder is told instead of config.json, so that it makes what transformers does."""
     # In float32 from the start: it would add Nemotron's 1 to norm weights in 16 bits.
     told = servable_config(config, dtype="float32")
+    if told["model_type"] == "gemma3_text":
+        # It reads both bases from one level, where transformers 5 has a level for each attention.
+        full = told["rope_parameters"]["full_attention"]
+        local = {"rope_local_base_freq": told["rope_local_base_freq"]}
+        told["rope_parameters"] = full | local | told["rope_parameters"]
     case = (told["model_type"], told["rope_parameters"]["rope_type"])
     told["architectures"] = [_OTHER_CLASS.get(case, told["architectures"][0])]
     if told["model_type"] == "nemotron":
         # It knows one spelling of epsilon only, and assumes 1e-6 otherwise.
         told["rms_norm_eps"] = told.get("norm_eps", 1e-5)
         told.setdefault("partial_rotary_factor", _NEMOTRON_ROTARY)
-    if told["model_type"] == "mistral":
-        window = told.get("sliding_window", _MISTRAL_WINDOW)
+    if told["model_type"] == "phi3":
+        # Otherwise it makes a graph of two contexts, whatever the rotary embedding.
+        told["original_max_position_embeddings"] = told["max_position_embeddings"]
+    if told["model_type"] in ("mistral", "phi3"):
+        absent = _MISTRAL_WINDOW if told["model_type"] == "mistral" else None
+        window = told.get("sliding_window", absent)
         if window is not None and window < told["max_position_embeddings"]:
             # It takes layers for full ones, whatever the window, unless each is named.
             told["layer_types"] = ["sliding_attention"] * told["num_hidden_layers"]
@@ -77,16 +91,22 @@ def _dtype(export: Export, pairs: str) -> Iterator[tuple[str, str]]:
 
 
 def _computation(family: str, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    rope_type = config["rope_parameters"]["rope_type"]
-    if rope_type not in ROPE_TYPES[family]:
-        allowed = f"supported for {family}: {', '.join(ROPE_TYPES[family])}"
-        yield f"onnx cannot export the rope type {str(rope_type)[:40]!r}", allowed
-    activation = config.get("hidden_act", "silu")
+    for rope_type in _rope_types(config["rope_parameters"]):
+        if rope_type not in ROPE_TYPES[family]:
+            allowed = f"supported for {family}: {', '.join(ROPE_TYPES[family])}"
+            yield f"onnx cannot export the rope type {str(rope_type)[:40]!r}", allowed
+    activation = config.get(family_of(config).activation, _ACTIVATION.get(family, "silu"))
     if activation not in ACTIVATIONS:
         allowed = f"supported: {', '.join(ACTIVATIONS)}"
         yield f"onnx cannot export the activation {str(activation)[:40]!r}", allowed
     if family == "nemotron" and config.get("mlp_bias"):
         yield "onnx would lose the biases of nemotron's MLP", "a model without mlp_bias"
+
+
+def _rope_types(parameters: Mapping[str, Any]) -> set[str]:
+    """The one of all layers, or those of each kind of attention."""
+    each = [p for p in parameters.values() if isinstance(p, Mapping)] or [parameters]
+    return {p["rope_type"] for p in each}
 
 
 def _shape(family: str, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

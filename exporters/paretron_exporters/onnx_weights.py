@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _FLOAT32 = 1  # onnx.TensorProto.FLOAT
-ROPE_TABLES = ("cos_cache", "sin_cache")
+_EMBEDDING_SCALE = "/model/embed_tokens/Mul"
+# Rotary tables by the attention they are for; "" where all layers share them.
+ROPE_TABLES = {
+    "": ("cos_cache", "sin_cache"),
+    "full_attention": ("cos_cache_global", "sin_cache_global"),
+    "sliding_attention": ("cos_cache_local", "sin_cache_local"),
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ def read_graph(model_file: Path) -> Graph:
     """A float32 graph whose weights are external.
 
     Errors: INPUT_UNSAFE_PATH when a weight's file is not a plain file in the graph's folder
-    (a link, a path), INPUT_TRUNCATED, INPUT_HEADER when a weight is of another kind.
+    (a link, a path), INPUT_TRUNCATED, INPUT_EXTERNAL when a weight is of another kind.
     """
     import onnx
 
@@ -81,16 +87,31 @@ def stamp_producer(model_file: Path, version: str) -> None:
     model_file.write_bytes(model.SerializeToString(deterministic=True))
 
 
+def write_embedding_scale(model_file: Path, scale: float) -> None:
+    """Multiply embeddings by `scale` itself, which the builder rounds to two decimals."""
+    import onnx
+
+    model = onnx.load(model_file, load_external_data=False)
+    (multiply,) = [n for n in model.graph.node if n.name == _EMBEDDING_SCALE]
+    exact = onnx.helper.make_tensor("scale", _FLOAT32, (), [scale])
+    constant = onnx.helper.make_node("Constant", [], [f"{_EMBEDDING_SCALE}/scale"], value=exact)
+    multiply.input[1] = constant.output[0]
+    model.graph.node.insert(0, constant)
+    model_file.write_bytes(model.SerializeToString(deterministic=True))
+
+
 def _initialiser(tensor: Any, folder: Path) -> Initialiser:
     place = {e.key: e.value for e in tensor.external_data}
     shape = tuple(tensor.dims)
     if tensor.data_type != _FLOAT32 or "location" not in place:
-        raise _bad(Code.INPUT_HEADER, "not an external float32 weight", tensor.name)
+        raise _bad(Code.INPUT_EXTERNAL, "not an external float32 weight", tensor.name)
     file = _beside(folder, place["location"], tensor.name)
     nbytes = 4 * prod(shape)
     offset, length = place.get("offset", "0"), place.get("length", str(nbytes))
     if not offset.isdecimal() or length != str(nbytes):
-        raise _bad(Code.INPUT_HEADER, f"offset and length do not hold {nbytes} bytes", tensor.name)
+        raise _bad(
+            Code.INPUT_EXTERNAL, f"offset and length do not hold {nbytes} bytes", tensor.name
+        )
     start = int(offset)
     if start + nbytes > file.stat().st_size:
         raise _bad(Code.INPUT_TRUNCATED, f"{file.name} ends before byte {start + nbytes}",
@@ -120,13 +141,15 @@ def _bad(code: Code, cause: str, tensor: str) -> ParetronError:
 class Match:
     """A graph's weight and the checkpoint's tensors that it joins along their rows.
 
-    Linears are stored transposed; `plus` was added to the checkpoint's values.
+    Linears are stored transposed; `plus` was added to the checkpoint's values. Of a tensor that
+    the graph has in parts, rows from `first_row` on are meant.
     """
 
     sources: tuple[str, ...]
     shape: tuple[int, ...]
     transposed: bool
     plus: float
+    first_row: int = 0
 
 
 def expected_initialisers(checkpoint: Checkpoint) -> dict[str, Match]:
@@ -142,10 +165,15 @@ def expected_initialisers(checkpoint: Checkpoint) -> dict[str, Match]:
         shapes = [checkpoint.entries[n].shape for n in names]
         joined = (sum(s[0] for s in shapes), *shapes[0][1:])
         transposed = graph_name.endswith(".MatMul.weight")
-        # Nemotron's LayerNorm multiplies by 1 + weight.
-        one_more = checkpoint.family.norm == "layernorm" and graph_name.endswith("norm.weight")
+        plus = checkpoint.family.norm_offset if graph_name.endswith("norm.weight") else 0.0
+        if ".gate_up_proj." in graph_name:  # the one fused matrix that it takes apart
+            rows, columns = joined[0] // 2, joined[1]
+            for k, part in enumerate(("gate_proj", "up_proj")):
+                name = graph_name.replace("gate_up_proj", part)
+                found[name] = Match(tuple(names), (columns, rows), True, plus, first_row=k * rows)
+            continue
         found[graph_name] = Match(
-            tuple(names), joined[::-1] if transposed else joined, transposed, float(one_more)
+            tuple(names), joined[::-1] if transposed else joined, transposed, plus
         )
     return found
 
@@ -157,6 +185,11 @@ def weight_pairs(
     for graph_name, match in matches.items():
         joined = graph.initialisers[graph_name].read()
         rows = joined.t() if match.transposed else joined
+        if len(match.sources) == 1:
+            (name,) = match.sources
+            own = checkpoint.read(name).narrow(0, match.first_row, len(rows))
+            yield name, own.float() + match.plus, rows
+            continue
         parts = rows.split([checkpoint.entries[n].shape[0] for n in match.sources])
         for name, part in zip(match.sources, parts, strict=True):
             yield name, checkpoint.read(name).float() + match.plus, part

@@ -30,11 +30,18 @@ def run_export() -> RunExport:
     """`run_export(exporter, source, out, dtype=...)`, with a provenance that says test."""
 
     def run(
-        exporter: Any, source: Path, out: Path, *, dtype: str | None = None, **more: Any
+        exporter: Any,
+        source: Path,
+        out: Path,
+        *,
+        dtype: str | None = None,
+        quantize: str | None = None,
+        **more: Any,
     ) -> ParityReport:
+        asked = {"to": exporter.name, "dtype": dtype, "quantize": quantize}
         report = exporter.export(
             source,
-            export=Export.model_validate({"to": exporter.name, "dtype": dtype}),
+            export=Export.model_validate(asked),
             out=out,
             provenance=Provenance(kind="export", parents={"model": "0" * 64}, stamp="TEST"),
             on_event=lambda kind, fields: None,

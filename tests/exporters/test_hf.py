@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from paretron.artifacts.companions import TOKENIZER_FILES
 from paretron.artifacts.manifest import read_manifest, verify
-from paretron.artifacts.models import TOKENIZER_FILES
 from paretron.artifacts.reader import Checkpoint
 from paretron.artifacts.writer import TensorWriter
 from paretron.errors import Code, ParetronError

@@ -24,13 +24,24 @@ LLAMA: dict[str, Any] = {
     "hidden_act": "silu",
 }  # fmt: skip
 NEMOTRON = LLAMA | {"model_type": "nemotron", "hidden_act": "relu2", "norm_eps": 1e-4}
+LINEAR = {"rope_type": "linear", "factor": 8.0}
+GEMMA3 = LLAMA | {"model_type": "gemma3_text", "hidden_act": None}
+LONG_PHI3 = LLAMA | {
+    "model_type": "phi3", "hidden_size": 4096,
+    "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 64, "long_factor": [2.0] * 64},
+}  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
 
 
 @pytest.mark.parametrize(
     ("config", "dtype", "cause", "fix"),
     [
-        (LLAMA, "bfloat16", "bfloat16", "llama, mistral, qwen2, qwen3, nemotron in float32"),
+        (LLAMA, "bfloat16", "bfloat16", "qwen3, nemotron, gemma2, gemma3_text, phi3, granite in"),
+        (LLAMA | {"model_type": "olmo2"}, None, "the family olmo2", "supported: llama"),
+        (LLAMA | {"model_type": "starcoder2"}, None, "the family starcoder2", "supported: llama"),
+        (LONG_PHI3, None, "rope type 'longrope'", "supported for phi3: default"),
+        (GEMMA3 | {"rope_scaling": LINEAR}, None, "rope type 'linear'", "for gemma3_text: default"),
+        (GEMMA3 | {"hidden_size": 3000}, None, "gemma3_text refuses hidden 3000", "multiple of 32"),
         (LLAMA | {"rope_scaling": YARN}, None, "'yarn'", "default, linear, llama3"),
         (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, None, "'dynamic'", "linear"),
         (NEMOTRON | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, None, "'linear'",

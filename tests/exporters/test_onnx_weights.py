@@ -69,9 +69,9 @@ def test_a_link_is_refused(link: Any, graph: Callable[..., Path], tmp_path: Path
     [
         ({"location": "absent.bin"}, Code.INPUT_MISSING),
         ({"offset": "4"}, Code.INPUT_TRUNCATED),
-        ({"offset": "-4"}, Code.INPUT_HEADER),
-        ({"length": "20"}, Code.INPUT_HEADER),
-        ({"offset": "x"}, Code.INPUT_HEADER),
+        ({"offset": "-4"}, Code.INPUT_EXTERNAL),
+        ({"length": "20"}, Code.INPUT_EXTERNAL),
+        ({"offset": "x"}, Code.INPUT_EXTERNAL),
     ],
 )
 def test_a_place_that_does_not_hold_it(

@@ -55,7 +55,7 @@ def test_one_that_lacks_its_dependency_is_listed_and_says_so(third_party: Path) 
 
 
 def test_ours_are_registered() -> None:
-    for name in ("hf", "onnx"):
+    for name in ("hf", "onnx", "gguf"):
         exporter = find_plugin(EXPORTERS, name, where="export.0.to")
         assert exporter.name == name
 
