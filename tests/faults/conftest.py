@@ -7,13 +7,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
+from faults.pruner import Pruner
+from makers import PicoMaker
+from paretron.artifacts.reader import Checkpoint
 from paretron.errors import Code
 
 CANARY = "hf_" + "Qx7" * 11  # a token that must not be seen anywhere
@@ -111,3 +114,28 @@ def run_and_measure(*arguments: str | Path) -> tuple[int, int, list[str]]:
     )  # fmt: skip
     code, peak_kb, *heavy = done.stdout.splitlines()[-1].split()
     return int(code), int(peak_kb), heavy
+
+
+@pytest.fixture
+def to_prune(pico: PicoMaker, tmp_path: Path) -> None:
+    """A pico model and its scores, where a `Pruner` looks for them."""
+    from picoscores import random_scores
+
+    scores = tmp_path / "scores"
+    scores.mkdir()
+    random_scores(Checkpoint.open(pico())).save(scores)
+
+
+@pytest.fixture(scope="session")
+def pruners() -> Iterator[tuple[Pruner, Pruner]]:
+    """Two, for what two do to each other."""
+    both = Pruner(), Pruner()
+    yield both
+    for pruner in both:
+        pruner.close()
+
+
+@pytest.fixture
+def pruner(pruners: tuple[Pruner, Pruner]) -> Pruner:
+    """One that prunes."""
+    return pruners[0]

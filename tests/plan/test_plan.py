@@ -106,3 +106,24 @@ def test_plan_reads_no_torch_and_is_quick(tmp_path: Path) -> None:
 def test_published_names_are_distinct() -> None:
     assert len(SHAPES) == 8
     assert all(isinstance(shape, Published) for shape in PUBLISHED)
+
+
+def test_a_loss_that_the_models_cannot_have(tmp_path: Path) -> None:
+    shape = SHAPES["Llama-3.1-8B"]
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    (teacher / "config.json").write_text(json.dumps(shape.config))
+    loss = "{top_k: 128256, states: {output: [[31, 15], [32, 0]], attention: [[0, 16]]}}"
+    text = recipe_text(shape, students="{a: {layers: 16}, b: {layers: 20}}")
+    _, found, _ = run_plan(tmp_path, text.replace("distill: {", f"distill: {{loss: {loss}, "))
+    told = [(p["where"], p["cause"], p["fix"]) for p in found["problems"]]
+    assert sorted(t for t in told if t[0].startswith("distill.loss")) == [
+        ("distill.loss.states.attention", "[0, 16] of 32 and 16 layers",
+         "at most [31, 15]: layers count from 0"),
+        ("distill.loss.states.output", "[32, 0] of 32 and 16 layers",
+         "at most [31, 15]: layers count from 0"),
+        ("distill.loss.states.output", "[32, 0] of 32 and 20 layers",
+         "at most [31, 19]: layers count from 0"),
+        ("distill.loss.top_k", "128256 of a vocabulary of 128256 tokens",
+         "at most 128255, or leave it out"),
+    ]  # fmt: skip

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from paretron.errors import Code, ParetronError, Problem
-from paretron.recipe import Recipe, load_recipe
+from paretron.recipe import Recipe, Score, load_recipe
 from paretron.recipe.yamlfile import MAX_RECIPE_BYTES, parse_scalar, read_yaml
 
 MINIMAL = """\
@@ -136,7 +136,7 @@ def test_every_error_at_once_with_the_closest_names(recipe: Path) -> None:
 
 def test_a_key_that_resembles_nothing_lists_what_is_allowed(recipe: Path) -> None:
     (problem,) = problems(recipe, "score.zzz=1")
-    assert problem.fix == "allowed: batch, sequence, micro_batch, depth"
+    assert problem.fix == f"allowed: {', '.join(Score.model_fields)}"
 
 
 VALUES = [

@@ -32,6 +32,6 @@ def check(
     with Progress(None, quiet=quiet or as_json) as progress:
         done = check_recipe(loaded, out=out, offline=offline, watcher=progress)
     if as_json:
-        say_json({"ok": True, "stages": list(done)})
+        say_json({"ok": True, "stages": list(done), "notices": progress.notices})
     else:
         typer.echo(f"ok: {len(done)} stages ran on the two-layer twin of the teacher (TEST)")

@@ -17,6 +17,7 @@ def correct(
     verbose: o.Verbose = False,
 ) -> None:
     """Train MODEL on a recipe's distillation text by plain language-model loss (paper 2)."""
+    from paretron.cli.output import opened
     from paretron.cli.progress import Progress
     from paretron.errors import Code, ParetronError, Problem
     from paretron.recipe import load_recipe
@@ -32,6 +33,7 @@ def correct(
                 fix="add one, or --set correct.tokens=1.0e8",
             )
         )
+    opened(model)
     with Progress(None, quiet=quiet) as progress:
         train_alone(
             "correct", model, None, loaded, loaded.correct,

@@ -21,11 +21,14 @@ def distill(
     verbose: o.Verbose = False,
 ) -> None:
     """Distil STUDENT from its teacher with a recipe's data and settings; again to continue."""
+    from paretron.cli.output import opened
     from paretron.cli.progress import Progress
     from paretron.recipe import load_recipe
     from paretron.run.single import train_alone
 
     loaded = load_recipe(recipe, overrides=set_ or ())
+    opened(teacher)
+    opened(student)
     with Progress(None, quiet=quiet) as progress:
         train_alone(
             "distill", student, teacher, loaded, loaded.distill,

@@ -23,12 +23,16 @@ def evaluate(
     """Measure MODEL's loss and perplexity on the texts that the recipe's `evaluate` names."""
     import json
 
+    from paretron.artifacts.staging import refuse_overlap
+    from paretron.cli.output import opened, say_json
     from paretron.cli.progress import Progress
     from paretron.evaluate.perplexity import evaluate_model
     from paretron.recipe import load_recipe
     from paretron.run.single import provenance_of, text_store
 
+    refuse_overlap(out, model)
     loaded = load_recipe(recipe, overrides=set_ or ())
+    checkpoint = opened(model)
     texts = dict(loaded.data)
     with ExitStack() as stack, Progress(None, quiet=quiet or as_json) as progress:
         stores: dict[str, tuple[Path, int]] = {}
@@ -44,11 +48,11 @@ def evaluate(
             overwrite=overwrite,
             on_event=progress.of("eval"),
         )
-    found = (out / "evaluation.json").read_text()
+    found = json.loads((out / "evaluation.json").read_text())
     if as_json:
-        typer.echo(found, nl=False)
+        say_json(found | {"notices": list(checkpoint.notices)})
         return
-    for name, numbers in json.loads(found).items():
+    for name, numbers in found.items():
         typer.echo(
             f"{name}: loss {numbers['loss']:.4f} nats/token, perplexity "
             f"{numbers['perplexity']:.3f} over {numbers['tokens']} tokens"

@@ -7,11 +7,19 @@ from typing import Annotated
 import typer
 
 from paretron.cli import options as o
+from paretron.cli.completion import exporter_names
 
 
 def export(
     model: o.ModelFolder,
-    to: Annotated[str, typer.Option(metavar="NAME", help="An exporter; see `paretron doctor`.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="An exporter; see `paretron doctor`.",
+            autocompletion=exporter_names,
+        ),
+    ],
     out: o.Out,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; the model's own without.")
@@ -24,9 +32,8 @@ def export(
     """Export MODEL and publish it only when it gives the same numbers."""
     from pydantic import ValidationError
 
-    from paretron.artifacts.config import read_config
     from paretron.artifacts.staging import refuse_overlap
-    from paretron.cli.output import say_json
+    from paretron.cli.output import opened, say_json
     from paretron.cli.progress import Progress
     from paretron.errors import Code, ParetronError, Problem, raise_all
     from paretron.plugins import EXPORTERS, find_plugin
@@ -41,7 +48,8 @@ def export(
             *(Problem(Code.USAGE, str(e["msg"]), where=f"--{e['loc'][0]}") for e in error.errors())
         ) from error
     exporter = find_plugin(EXPORTERS, to, where="--to")
-    raise_all(exporter.problems(read_config(model), export=settings))
+    checkpoint = opened(model)
+    raise_all(exporter.problems(checkpoint.config, export=settings))
     with Progress(None, quiet=quiet or as_json) as progress:
         parity = exporter.export(
             model,
@@ -52,6 +60,12 @@ def export(
             on_event=progress.of("export"),
         )
     if as_json:
-        say_json({"out": str(out), "parity": parity.as_json()})
+        say_json(
+            {
+                "out": str(out),
+                "parity": parity.as_json(),
+                "notices": list(checkpoint.notices),
+            }
+        )
     else:
         typer.echo(str(out))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import traceback
 from typing import Annotated, Any
 
 import typer
@@ -26,9 +25,10 @@ from paretron.cli import (
     report,
     run,
     score,
+    search,
     verify,
 )
-from paretron.cli.output import say_problems
+from paretron.cli.output import say_problems, say_traceback
 from paretron.errors import Code, ParetronError, Problem
 
 # A path that the system refuses is the user's to change, not a bug of ours.
@@ -37,9 +37,22 @@ _PATH_REFUSED = (
     errno.EROFS,
 )  # fmt: skip
 
+# A line each, as a table for people and for scripts.
+EXIT_CODES = {
+    0: "done",
+    1: "a bug in Paretron",
+    2: "the recipe or the command line",
+    3: "an input artifact: absent, broken or hostile",
+    4: "resources: disk, memory, a lock, an engine, a device",
+    5: "a verification gate: what was made is not equal",
+    6: "an optional component: missing, too old, or it cannot do that",
+    75: "stopped on request; the same command goes on",
+}
+
 app = typer.Typer(
     name="paretron",
     help="From a pretrained language model to smaller, measured, servable ones.",
+    epilog="Exit codes: " + "; ".join(f"{code} {what}" for code, what in EXIT_CODES.items()),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -50,6 +63,7 @@ app.command("plan")(plan.plan)
 app.command("check")(check.check)
 app.command("inspect")(inspect.inspect)
 app.command("score")(score.score)
+app.command("search")(search.search)
 app.command("prune")(prune.prune)
 app.command("correct")(correct.correct)
 app.command("distill")(distill.distill)
@@ -78,7 +92,7 @@ def _root(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 ok, 1 bug, 2 usage, 3 input, 4 resources, 5 gate, 6, 75."""
+    """Run the command line and exit with one of EXIT_CODES."""
     arguments = sys.argv[1:] if arguments is None else arguments
     sys.exit(_run(arguments))
 
@@ -91,7 +105,7 @@ def _run(arguments: list[str]) -> int:
         return result if isinstance(result, int) else 0
     except ParetronError as error:
         if verbose:
-            traceback.print_exc()
+            say_traceback()
         say_problems(error.problems, as_json=as_json)
         return error.exit_code
     except typer.TyperException as error:
@@ -110,9 +124,9 @@ def _run(arguments: list[str]) -> int:
         return 0
     except OSError as error:
         if error.errno not in _PATH_REFUSED:
-            raise
+            return _bug()
         if verbose:
-            traceback.print_exc()
+            say_traceback()
         problem = Problem(
             Code.USAGE,
             str(error.strerror),
@@ -121,3 +135,12 @@ def _run(arguments: list[str]) -> int:
         )
         say_problems([problem], as_json=as_json)
         return Code.USAGE.exit
+    except Exception:
+        return _bug()
+
+
+def _bug() -> int:
+    """Something that nobody foresaw: its traceback is what a report needs, its secrets are not."""
+    say_traceback()
+    print("error: this is a bug in Paretron; report it with the lines above", file=sys.stderr)
+    return 1

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from paretron.cli.completion import recipe_keys
+
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).")]
 RecipeOption = Annotated[
     Path, typer.Option("--recipe", metavar="RECIPE", help="The recipe whose settings are used.")
@@ -15,7 +17,10 @@ ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override a recipe key, as in distill.lr=1e-4."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a recipe key, as in distill.lr=1e-4.",
+        autocompletion=recipe_keys,
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where to write.")]

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from paretron.errors import Problem
+from paretron.errors import Problem, redacted
+
+if TYPE_CHECKING:
+    from paretron.artifacts.reader import Checkpoint
 
 
 def say_problems(problems: Sequence[Problem], *, as_json: bool) -> None:
@@ -19,6 +25,26 @@ def say_problems(problems: Sequence[Problem], *, as_json: bool) -> None:
         print(f"error: {where}{problem.cause}", file=sys.stderr)
         if problem.fix:
             print(f"  fix: {problem.fix}", file=sys.stderr)
+
+
+def say_traceback() -> None:
+    """Print the exception being handled on standard error, without access tokens."""
+    print(redacted(traceback.format_exc()), file=sys.stderr, end="")
+
+
+def say_notices(notices: Sequence[str]) -> None:
+    """Print once each what was left out of an input, on standard error."""
+    for notice in dict.fromkeys(notices):
+        print(f"note: {notice}", file=sys.stderr)
+
+
+def opened(model: Path) -> Checkpoint:
+    """The checkpoint, checked from its headers, after saying what of it is left out."""
+    from paretron.artifacts.reader import Checkpoint
+
+    checkpoint = Checkpoint.open(model)
+    say_notices(checkpoint.notices)
+    return checkpoint
 
 
 def say_json(value: object) -> None:
@@ -50,4 +76,6 @@ def seconds_text(seconds: float) -> str:
         return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
     if seconds < 48 * 3600:
         return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
-    return f"{seconds / 86400:.1f} days"
+    if seconds < 2 * 365 * 86400:
+        return f"{seconds / 86400:.1f} days"
+    return f"{seconds / (365.25 * 86400):.1f} years"

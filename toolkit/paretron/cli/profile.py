@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from paretron.cli import options as o
+from paretron.cli.completion import engine_names
 
 
 def profile(
@@ -18,7 +19,9 @@ def profile(
         ),
     ],
     out: o.Out,
-    engine: Annotated[str, typer.Option(help="An engine; see `paretron doctor`.")] = "ortgenai",
+    engine: Annotated[
+        str, typer.Option(help="An engine; see `paretron doctor`.", autocompletion=engine_names)
+    ] = "ortgenai",
     python: Annotated[
         Path | None, typer.Option(help="Interpreter of an engine with its own environment.")
     ] = None,

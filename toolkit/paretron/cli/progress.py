@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from paretron.cli.output import seconds_text
+from paretron.cli.output import say_notices, seconds_text
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -28,6 +28,7 @@ class Progress:
 
         self._console = Console(stderr=True, highlight=False)
         self._quiet = quiet
+        self.notices: list[str] = []  # what was left out of an input
         self._live = self._console.is_terminal and not quiet
         self._bars = Bars(
             TextColumn("{task.description:<26}"),
@@ -60,7 +61,10 @@ class Progress:
         return lambda kind, fields: self(stage, kind, fields)
 
     def __call__(self, stage: str, kind: str, fields: Mapping[str, Any]) -> None:
-        """Show one event."""
+        """Show one event; a notice also when all else is quiet."""
+        if kind == "notice":
+            self.notices.append(fields["message"])
+            say_notices([fields["message"]])
         if self._quiet:
             return
         match kind:
@@ -70,6 +74,8 @@ class Progress:
                 self._finish(stage)
             case "failed":
                 self._line(f"{stage}: failed")
+            case "notice":
+                pass
             case "note":
                 self._line(f"{stage}: {fields['message']}")
             case _:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paretron.cli import options as o
+from paretron.cli.output import opened
+
+if TYPE_CHECKING:
+    from paretron.recipe import Student
 
 Size = Annotated[int | None, typer.Option(min=1, help="Target size of this axis.")]
 
@@ -21,8 +25,10 @@ def prune(
     heads: Size = None,
     kv_heads: Size = None,
     layers: Size = None,
+    experts: Size = None,
+    moe_ffn: Size = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="Settings of pruning and scoring; defaults without.")
+        Path | None, typer.Option(help="Settings and calibration text; without, trimming alone.")
     ] = None,
     set_: o.Overrides = None,
     overwrite: o.Overwrite = False,
@@ -30,46 +36,74 @@ def prune(
     verbose: o.Verbose = False,
 ) -> None:
     """Cut MODEL to the sizes given, streaming from disk to disk."""
-    from paretron.artifacts.reader import Checkpoint
     from paretron.artifacts.staging import refuse_overlap
     from paretron.cli.progress import Progress
-    from paretron.errors import Code, ParetronError, Problem, raise_all
+    from paretron.compensate.stage import prune_compensated
+    from paretron.errors import raise_all
     from paretron.families import sizes
     from paretron.plan.shapes import student_sizes, target_problems
-    from paretron.recipe import Prune, Score, Student, load_recipe
-    from paretron.run.single import provenance_of
+    from paretron.recipe import Prune, Score, load_recipe
+    from paretron.run.single import provenance_of, text_store
+    from paretron.surgery.ahead import in_background
     from paretron.surgery.prune import prune as prune_checkpoint
 
     refuse_overlap(out, model)
-    asked = {"hidden": hidden, "ffn": ffn, "heads": heads, "kv_heads": kv_heads, "layers": layers}
-    if not any(asked.values()):
-        raise ParetronError(
-            Problem(
-                Code.USAGE,
-                "no target",
-                fix="at least one of --hidden --ffn --heads --kv-heads --layers",
-            )
-        )
-    target = Student(**asked)
+    target = _target(hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads, layers=layers,
+                     experts=experts, moe_ffn=moe_ffn)  # fmt: skip
     loaded = load_recipe(recipe, overrides=set_ or ()) if recipe else None
     settings = loaded.prune if loaded else Prune()
     ranking = loaded.score if loaded else Score()
-    checkpoint = Checkpoint.open(model)
+    checkpoint = opened(model)
     have = sizes(checkpoint.family, checkpoint.config)
     raise_all(
         target_problems("--out", have, target, family=checkpoint.family, config=checkpoint.config)
     )
-    parts = {"student": target, "prune": settings, "score": ranking}
+    parts = {"student": target, "prune": settings, "score": ranking} | (
+        {"compensate": loaded.compensate} if loaded else {}
+    )
+    # The model's hash takes as long as pruning it: both at once.
+    provenance = in_background(
+        lambda: provenance_of("prune", {"model": model, "scores": scores}, parts)
+    )
     with Progress(None, quiet=quiet) as progress:
-        prune_checkpoint(
-            model,
-            scores,
-            sizes=student_sizes(have, target),
-            prune=settings,
-            score=ranking,
-            out=out,
-            provenance=provenance_of("prune", {"model": model, "scores": scores}, parts),
-            overwrite=overwrite,
-            on_event=progress.of("prune"),
-        )
+        if loaded is None:  # no text to compensate with
+            prune_checkpoint(
+                model,
+                scores,
+                sizes=student_sizes(have, target),
+                prune=settings,
+                score=ranking,
+                out=out,
+                provenance=provenance,
+                overwrite=overwrite,
+                on_event=progress.of("prune"),
+            )
+        else:
+            text = loaded.data.calibration
+            with text_store(text, tokenizer=model) as store:
+                prune_compensated(
+                    model,
+                    scores,
+                    store,
+                    sizes=student_sizes(have, target),
+                    prune=settings,
+                    score=ranking,
+                    compensate=loaded.compensate,
+                    calibration_settings=text,
+                    seed=loaded.seed,
+                    out=out,
+                    provenance=provenance,
+                    overwrite=overwrite,
+                    on_event=progress.of("prune"),
+                )
     typer.echo(str(out))
+
+
+def _target(**asked: int | None) -> Student:
+    from paretron.errors import Code, ParetronError, Problem
+    from paretron.recipe import Student
+
+    if not any(asked.values()):
+        axes = " ".join(f"--{axis.replace('_', '-')}" for axis in asked)
+        raise ParetronError(Problem(Code.USAGE, "no target", fix=f"at least one of {axes}"))
+    return Student.model_validate(asked)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+from dataclasses import replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -10,11 +13,15 @@ from typing import Annotated
 import typer
 
 from paretron.cli import options as o
+from paretron.cli.completion import recipe_names
 from paretron.cli.output import say_json
 from paretron.errors import Code, ParetronError, Problem
 
 app = typer.Typer(help="List, show, copy and validate recipes.", no_args_is_help=True)
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A shipped recipe's name.")]
+NameArgument = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="A shipped recipe's name.", autocompletion=recipe_names),
+]
 
 
 @app.command("ls")
@@ -30,9 +37,14 @@ def list_recipes(as_json: o.Json = False) -> None:
 
 
 @app.command("show")
-def show(name: NameArgument) -> None:
+def show(name: NameArgument, as_json: o.Json = False) -> None:
     """Print a shipped recipe."""
-    typer.echo(_find(name).read_text("utf-8"), nl=False)
+    path = _find(name)
+    text = path.read_text("utf-8")
+    if as_json:
+        say_json({"name": name, "about": _headline(path), "text": text})
+    else:
+        typer.echo(text, nl=False)
 
 
 @app.command("cp")
@@ -60,15 +72,25 @@ def validate(
     set_: o.Overrides = None,
     as_json: o.Json = False,
 ) -> None:
-    """Check recipes against the schema: every error of every file at once."""
+    """Check recipes against the schema and what is installed: every error of every file at once."""
+    from paretron.plan.plan import find_exporters
+    from paretron.plugins import ENGINES, find_plugin
     from paretron.recipe import load_recipe
 
     problems: list[Problem] = []
     for path in recipes:
         try:
-            load_recipe(path, overrides=set_ or ())
+            loaded = load_recipe(path, overrides=set_ or ())
         except ParetronError as error:
             problems += error.problems
+            continue
+        unknown = find_exporters(loaded)[1]
+        for k, engine in enumerate(loaded.profile.engines if loaded.profile else ()):
+            try:
+                find_plugin(ENGINES, engine.name, where=f"profile.engines.{k}.name")
+            except ParetronError as error:
+                unknown += error.problems
+        problems += [replace(p, where=f"{path}: {p.where}") for p in unknown]
     if problems:
         raise ParetronError(*problems)
     if as_json:
@@ -94,10 +116,15 @@ def _find(name: str) -> Traversable:
                 Code.USAGE,
                 f"no shipped recipe is called {name!r}",
                 where="recipes",
-                fix=f"one of {', '.join(known)}",
+                fix=_closest(name, known),
             )
         )
     return known[name]
+
+
+def _closest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"one of {', '.join(known)}"
 
 
 def _headline(path: Traversable) -> str:

@@ -37,7 +37,8 @@ def run(
     folder = out or Path("runs") / recipe.stem
     plan = make_plan(loaded, out=folder, offline=offline)
     with ExitStack() as stack:
-        watcher: Watcher = stack.enter_context(Progress(plan, quiet=quiet or as_json))
+        progress = stack.enter_context(Progress(plan, quiet=quiet or as_json))
+        watcher: Watcher = progress
         if tensorboard is not None:
             from paretron.run.tensorboard import TensorBoard
 
@@ -51,6 +52,7 @@ def run(
             watcher=watcher,
         )
     if as_json:
-        say_json({"out": str(folder), "report": str(report / "report.html")})
+        page = report / "report.html"
+        say_json({"out": str(folder), "report": str(page), "notices": progress.notices})
     else:
         typer.echo(f"report: {report / 'report.html'}")

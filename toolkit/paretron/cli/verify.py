@@ -24,6 +24,7 @@ def verify(
     if not (folder / MANIFEST).is_file() and (folder / "stages").is_dir():
         artifacts = sorted(p for p in (folder / "stages").iterdir() if p.is_dir())
         artifacts += [p for p in [folder / "report"] if p.is_dir()]
+        artifacts = artifacts or [folder]  # a run without a finished stage has nothing to compare
     files = total = 0
     for artifact in artifacts:
         listed = verify_artifact(artifact)["files"]

@@ -1,20 +1,20 @@
 """What work costs: FLOPs from the table's matrices, bytes from its counts.
 
-A matrix product of an m x n weight costs 2mn FLOPs a token; causal attention adds, for each layer,
-4 * heads * head_dim FLOPs a token for each position that it sees, half the context on average.
-A backward pass costs twice its forward pass.
+A matrix product of an m x n weight costs 2mn FLOPs a token, where the token passes it: of experts,
+those that it is routed to. The embedding is a lookup, a tied head is not. Causal attention adds,
+for each layer, 4 * heads * head_dim FLOPs a token for each position that it sees, half the context
+on average. A backward pass costs twice its forward pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 from paretron.families import (
-    Family,
     Sizes,
+    active_matrix_weights,
     family_of,
     kv_bytes_per_token,
     parameter_counts,
@@ -32,6 +32,7 @@ class ModelFacts:
 
     sizes: Sizes
     params: int
+    active_params: int  # those that one token passes
     non_embedding_params: int
     dtype: str
     weight_bytes: int
@@ -49,6 +50,7 @@ class ModelFacts:
         return {
             "sizes": dict(self.sizes),
             "params": self.params,
+            "active_params": self.active_params,
             "non_embedding_params": self.non_embedding_params,
             "dtype": self.dtype,
             "weight_bytes": self.weight_bytes,
@@ -65,24 +67,17 @@ def model_facts(config: Mapping[str, Any], *, dtype: str) -> ModelFacts:
     family = family_of(config)
     size = sizes(family, config)
     counts = parameter_counts(family, config)
+    weights = size["vocab"] * size["hidden"] + active_matrix_weights(family, config)
     return ModelFacts(
         sizes=size,
         params=counts.total,
+        active_params=counts.active,
         non_embedding_params=counts.non_embedding,
         dtype=dtype,
         weight_bytes=counts.total * BYTES_OF[dtype],
         kv_bytes_per_token=kv_bytes_per_token(family, config, bytes_per_value=BYTES_OF[dtype]),
-        forward_flops_per_token=_matrix_flops(family, config, size),
+        forward_flops_per_token=2 * weights,
         attention_flops_per_token_and_position=(
             4 * size["layers"] * size["kv_heads"] * size["q_per_kv"] * size["head_dim"]
         ),
     )
-
-
-def _matrix_flops(family: Family, config: Mapping[str, Any], size: Sizes) -> int:
-    """2 FLOPs for each weight of each matrix; the embedding is a lookup, a tied head is not."""
-    total = 2 * size["vocab"] * size["hidden"]  # logits
-    for row in family.tensors:
-        if row.per_layer and len(row.dims) == 2 and row.present(config):
-            total += 2 * size["layers"] * prod(row.shape(size))
-    return total

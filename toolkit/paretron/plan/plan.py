@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paretron.artifacts.config import DTYPE_NAMES, relabel
+from paretron.compensate.decide import decide
 from paretron.errors import Code, ParetronError, Problem
 from paretron.families import family_of, sizes
 from paretron.families.table import with_sizes
+from paretron.plan.advice import VLLM_HEAD_DIM, Advice, advise
 from paretron.plan.cost import ModelFacts, model_facts
 from paretron.plan.estimate import Estimate, estimate_stages
 from paretron.plan.hardware import Hardware, detect, free_disk_bytes, written_bytes
 from paretron.plan.shapes import student_sizes, target_problems
-from paretron.plan.sources import data_problems, find_teacher
+from paretron.plan.sources import FoundTeacher, data_problems, find_teacher
 from paretron.plan.stages import Stage, stages_of
 from paretron.plugins import ENGINES, EXPORTERS, find_plugin
-from paretron.recipe import Export, Recipe
-from paretron.recipe.limits import batch_problems
+from paretron.recipe import Export, Recipe, Search
+from paretron.recipe.limits import batch_problems, loss_problems
+
+if TYPE_CHECKING:
+    from paretron.plan.searching import SearchOutlook
 
 
 @dataclass(frozen=True)
@@ -37,10 +44,20 @@ class Plan:
     disk_bytes: int
     disk_free_bytes: int
     problems: tuple[Problem, ...] = field(default=())
+    searches: Mapping[str, SearchOutlook] = field(default_factory=dict)
+    advice: tuple[Advice, ...] = field(default=())
+    notices: tuple[str, ...] = field(default=())
+
+    @property
+    def recipe_sha256(self) -> str:
+        """The sha256 of the recipe with every default filled in: equal for equal jobs."""
+        resolved = self.recipe.model_dump(mode="json", by_alias=True)
+        return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
 
     def as_json(self) -> dict[str, Any]:
         """The stable form of `plan --json`."""
         return {
+            "recipe_sha256": self.recipe_sha256,
             "teacher": self.teacher.as_json() | {"commit": self.teacher_commit},
             "students": {
                 name: facts.as_json()
@@ -62,7 +79,10 @@ class Plan:
             },
             "disk_bytes": self.disk_bytes,
             "disk_free_bytes": self.disk_free_bytes,
+            "searches": {name: found.as_json() for name, found in self.searches.items()},
             "problems": [p.as_json() for p in self.problems],
+            "advice": [a.as_json() for a in self.advice],
+            "notices": list(self.notices),
         }
 
 
@@ -79,7 +99,15 @@ def make_plan(recipe: Recipe, *, out: Path, offline: bool) -> Plan:
     exporters, unknown = find_exporters(recipe)
     problems += unknown
     students: dict[str, ModelFacts] = {}
+    searches: dict[str, SearchOutlook] = {}
+    notices: list[str] = list(found.notices)
     for name, target in recipe.students.items():
+        if target.search is not None:
+            outlook, unreachable = _outlook(name, target.search, recipe, found)
+            problems += unreachable
+            if outlook is not None:
+                searches[name], students[name] = outlook, outlook.heaviest
+            continue
         own = target_problems(name, teacher_sizes, target, family=family, config=found.config)
         problems += own
         if own:
@@ -91,28 +119,36 @@ def make_plan(recipe: Recipe, *, out: Path, offline: bool) -> Plan:
         except ParetronError as error:
             problems += error.problems
             continue
-        dtype = next((k for k, v in DTYPE_NAMES.items() if v == recipe.prune.dtype), found.dtype)
-        students[name] = model_facts(config, dtype=dtype)
+        decision = decide(
+            family, found.config, sizes=teacher_sizes, new=size, settings=recipe.compensate
+        )
+        problems += decision.problems
+        notices += [f"students.{name}: {note}" for note in decision.notes]
+        if decision.untie:
+            config["tie_word_embeddings"] = False
+        students[name] = model_facts(config, dtype=_student_dtype(recipe, found))
+        problems += loss_problems(
+            recipe.distill.loss,
+            vocab=size["vocab"],
+            teacher_layers=teacher_sizes["layers"],
+            layers=size["layers"],
+        )
         problems += export_problems(exporters, relabel(config), name)
     engines, formats = engine_problems(recipe)
     problems += engines
     stages = stages_of(
         recipe,
-        block_sizes=block_sizes(teacher_sizes["layers"], students),
+        block_sizes=block_sizes(teacher_sizes["layers"], students, searches),
         engine_formats=formats,
     )
     hardware = detect()
-    estimates = estimate_stages(stages, recipe, teacher, students, hardware)
+    stated = {n: t for n, t in recipe.students.items() if t.search is None and n in students}
+    advice = advise(family, found.config, teacher_sizes, stated, on_gpu=hardware.is_gpu)
+    problems += (refused := unservable(advice, recipe))
+    counts = {name: outlook.candidates or 0 for name, outlook in searches.items()}
+    estimates = estimate_stages(stages, recipe, teacher, students, hardware, candidates=counts)
     disk, free = sum(e.disk_bytes for e in estimates.values()), free_disk_bytes(out)
-    if disk > free + written_bytes(out):  # what a run has written already need not be free
-        problems.append(
-            Problem(
-                Code.DISK,
-                f"{disk} bytes needed, {free} free",
-                where=str(out),
-                fix="free some space, or name an --out on a larger volume",
-            )
-        )
+    problems += disk_problems(disk, free, out)
     problems += memory_problems(estimates, hardware)
     return Plan(
         recipe=recipe,
@@ -120,18 +156,42 @@ def make_plan(recipe: Recipe, *, out: Path, offline: bool) -> Plan:
         teacher_commit=found.commit,
         teacher=teacher,
         students=students,
+        searches=searches,
         stages=stages,
         estimates=estimates,
         hardware=hardware,
         disk_bytes=disk,
         disk_free_bytes=free,
-        problems=tuple(sorted(problems, key=lambda p: p.code.exit)),  # the recipe's own first
+        # The recipe's own first; several students may meet the same.
+        problems=tuple(sorted(dict.fromkeys(problems), key=lambda p: p.code.exit)),
+        advice=tuple(a for a in advice if not (refused and a.rule == VLLM_HEAD_DIM)),
+        notices=tuple(notices),
     )
 
 
-def block_sizes(teacher_layers: int, students: Mapping[str, ModelFacts]) -> tuple[int, ...]:
+def _outlook(
+    name: str, search: Search, recipe: Recipe, found: FoundTeacher
+) -> tuple[SearchOutlook | None, tuple[Problem, ...]]:
+    from paretron.plan.searching import search_outlook  # counts by numpy, only when one searches
+
+    return search_outlook(
+        name, search, recipe, config=found.config, dtype=_student_dtype(recipe, found)
+    )
+
+
+def _student_dtype(recipe: Recipe, found: FoundTeacher) -> str:
+    return next((k for k, v in DTYPE_NAMES.items() if v == recipe.prune.dtype), found.dtype)
+
+
+def block_sizes(
+    teacher_layers: int,
+    students: Mapping[str, ModelFacts],
+    searches: Mapping[str, SearchOutlook],
+) -> tuple[int, ...]:
     """How many layers each depth student loses, each number once."""
-    lost = {teacher_layers - facts.sizes["layers"] for facts in students.values()}
+    stated = (facts for name, facts in students.items() if name not in searches)
+    lost = {teacher_layers - facts.sizes["layers"] for facts in stated}
+    lost.update(*(found.lost_layers for found in searches.values()))
     return tuple(sorted(lost - {0}))
 
 
@@ -184,6 +244,31 @@ def engine_problems(recipe: Recipe) -> tuple[list[Problem], frozenset[str]]:
                 )
             )
     return problems, frozenset(formats)
+
+
+def unservable(advice: Sequence[Advice], recipe: Recipe) -> list[Problem]:
+    """What is only advice elsewhere, where the engine that refuses it is to be measured."""
+    if recipe.profile is None or all(e.name != "vllm" for e in recipe.profile.engines):
+        return []
+    return [
+        Problem(Code.UNSUPPORTED, a.finding, where=a.where, fix=a.better or "another engine")
+        for a in advice
+        if a.rule == VLLM_HEAD_DIM
+    ]
+
+
+def disk_problems(needed: int, free: int, out: Path) -> list[Problem]:
+    """Too little room on the output's volume; what a run has written already need not be free."""
+    if needed <= free + written_bytes(out):
+        return []
+    return [
+        Problem(
+            Code.DISK,
+            f"{needed} bytes needed ({needed / 1e9:.1f} GB), {free} free ({free / 1e9:.1f} GB)",
+            where=str(out),
+            fix="free some space, or name an --out on a larger volume",
+        )
+    ]
 
 
 def memory_problems(estimates: Mapping[str, Estimate], hardware: Hardware) -> list[Problem]:

@@ -10,9 +10,10 @@ from typing import Any
 from paretron.artifacts.config import DTYPE_NAMES, read_config
 from paretron.artifacts.hub import locate
 from paretron.artifacts.reader import INDEX, SINGLE, Checkpoint
+from paretron.artifacts.tokenizer import tokenizer_problems
 from paretron.data.sources import source_files
 from paretron.errors import Code, ParetronError, Problem
-from paretron.families import family_of, sizes
+from paretron.families import explicit, family_of
 from paretron.recipe import Recipe, TextSource
 
 
@@ -25,6 +26,7 @@ class FoundTeacher:
     commit: str | None
     dtype: str
     problems: tuple[Problem, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 def find_teacher(recipe: Recipe, *, offline: bool) -> FoundTeacher:
@@ -42,24 +44,18 @@ def find_teacher(recipe: Recipe, *, offline: bool) -> FoundTeacher:
     named = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
     dtype = next((k for k, v in DTYPE_NAMES.items() if v == named), "BF16")
     problems: list[Problem] = []
+    notices: tuple[str, ...] = ()
     from_hub = located.commit is not None
     here = any((located.folder / name).is_file() for name in (INDEX, SINGLE))
     if here or not from_hub:  # a hub's weights come when the run starts
         try:
-            dtype = Checkpoint.open(located.folder).dtype
+            checkpoint = Checkpoint.open(located.folder)
+            dtype, notices = checkpoint.dtype, checkpoint.notices
         except ParetronError as error:
             if not from_hub:  # an unfinished download goes on when the run starts
                 problems += error.problems
-        if not (located.folder / "tokenizer.json").is_file():
-            problems.append(
-                Problem(
-                    Code.INPUT_TOKENIZER,
-                    "no tokenizer.json here",
-                    where=str(located.folder),
-                    fix="copy the tokenizer files beside the weights",
-                )
-            )
-    return FoundTeacher(config, located.folder, located.commit, dtype, tuple(problems))
+        problems += tokenizer_problems(located.folder, vocab=config["vocab_size"])
+    return FoundTeacher(config, located.folder, located.commit, dtype, tuple(problems), notices)
 
 
 def _pretrained(recipe: Recipe) -> FoundTeacher:
@@ -67,7 +63,7 @@ def _pretrained(recipe: Recipe) -> FoundTeacher:
     assert pretrain is not None
     config = pretrain.config | {"vocab_size": pretrain.tokenizer.vocab_size}
     try:
-        sizes(family_of(config), config)
+        config = explicit(family_of(config), config)
     except ParetronError as error:
         raise ParetronError(
             *(

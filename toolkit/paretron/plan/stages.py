@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from paretron.recipe import Recipe
+from paretron.recipe import Recipe, Search
 
 TEACHER, REPORT = "teacher", "report"
 
@@ -43,6 +43,9 @@ def _stages(
 ) -> Iterator[Stage]:
     seed = {"seed": recipe.seed}
     yield Stage(TEACHER, "teacher", {}, _plain(recipe.teacher) | seed)
+    for name, target in recipe.students.items():
+        if target.search is not None:  # shapes first: nothing is scored or trained for them
+            yield _shapes(name, target.search, recipe)
     yield Stage("data", "data", {"tokenizer": TEACHER},
                 {"data": _plain(recipe.data), "tokens": token_limits(recipe)})  # fmt: skip
     teacher = TEACHER
@@ -67,15 +70,22 @@ def _stages(
     artifacts = {"teacher": {"hf": teacher}}
     for name, target in recipe.students.items():
         pruned, final = f"{name}.prune", f"{name}.distill"
+        shape = {}
+        if target.search is not None:
+            yield _search(name, target.search, recipe, teacher)
+            shape = {"search": f"{name}.search"}
         yield Stage(
             pruned,
             "prune",
-            {"model": teacher, "scores": "score"},
+            {"model": teacher, "scores": "score", "data": "data", **shape},
             {
                 "student": _plain(target),
                 "prune": _plain(recipe.prune),
                 "score": _plain(recipe.score),
-            },
+                "compensate": _plain(recipe.compensate),
+                "calibration": _plain(recipe.data.calibration),
+            }
+            | seed,
             name,
         )
         yield Stage(final, "distill", {"student": pruned, "teacher": teacher, "data": "data"},
@@ -92,20 +102,8 @@ def _stages(
             {"evaluate": _plain(recipe.evaluate), "data": _plain(recipe.data)},
             None if owner == "teacher" else owner,
         )
-    for name in ("teacher", *recipe.students):
-        for export in recipe.export:
-            # The teacher itself is served as it is; it is exported only to what engines need.
-            if name == "teacher" and (export.to == "hf" or export.to not in engine_formats):
-                continue
-            stage = f"{name}.export-{export.to}"
-            yield Stage(
-                stage,
-                "export",
-                {"model": artifacts[name]["hf"]},
-                {"export": _plain(export)},
-                None if name == "teacher" else name,
-            )
-            artifacts[name] |= {export.to: stage}
+    for name, by_kind in artifacts.items():
+        yield from _exports(name, recipe, by_kind, engine_formats)
     if recipe.profile is not None:
         yield Stage(
             "profile",
@@ -121,9 +119,64 @@ def _stages(
     yield Stage(REPORT, REPORT, _report_inputs(recipe, evaluations, artifacts), {})
 
 
+def _exports(
+    name: str, recipe: Recipe, by_kind: dict[str, str], engine_formats: frozenset[str]
+) -> Iterator[Stage]:
+    """The exports of a model, each entered in `by_kind` for those after it."""
+    for export in recipe.export:
+        # The teacher itself is served as it is; it is exported only to what engines need.
+        if name == "teacher" and (export.to == "hf" or export.to not in engine_formats):
+            continue
+        stage = f"{name}.export-{export.to}"
+        yield Stage(
+            stage,
+            "export",
+            {"model": by_kind["hf"]},
+            {"export": _plain(export)},
+            None if name == "teacher" else name,
+        )
+        by_kind[export.to] = stage
+
+
+def _shapes(name: str, search: Search, recipe: Recipe) -> Stage:
+    return Stage(
+        f"{name}.shapes",
+        "shapes",
+        {"model": TEACHER},
+        {
+            "search": _plain(search, only=("space", "budget", "widest", "max_candidates")),
+            "dtype": recipe.prune.dtype,
+            # Both say which shapes are no candidates.
+            "export": [_plain(e) for e in recipe.export],
+            "engines": [e.name for e in recipe.profile.engines] if recipe.profile else [],
+        },
+        name,
+    )
+
+
+def _search(name: str, search: Search, recipe: Recipe, teacher: str) -> Stage:
+    return Stage(
+        f"{name}.search",
+        "search",
+        {"model": teacher, "scores": "score", "data": "data", "shapes": f"{name}.shapes"},
+        {
+            "search": _plain(search, only=("samples", "keep", "rounds")),
+            "prune": _plain(recipe.prune),
+            "score": _plain(recipe.score),
+            "compensate": _plain(recipe.compensate),
+            "calibration": _plain(recipe.data.calibration),
+            "seed": recipe.seed,
+            **_training(recipe.distill, recipe),
+        },
+        name,
+    )
+
+
 def token_limits(recipe: Recipe) -> dict[str, int | None]:
     """How many tokens of each text are kept: as stated, else what training can use; None is all."""
-    used = max(recipe.distill.tokens, recipe.correct.tokens if recipe.correct else 0)
+    searches = (s.search for s in recipe.students.values() if s.search)
+    rounds = (tokens for search in searches for tokens in search.rounds)
+    used = max(recipe.distill.tokens, recipe.correct.tokens if recipe.correct else 0, *rounds)
     stated = {name: source.tokens for name, source in recipe.data}
     return stated | {"train": stated["train"] or used}
 
@@ -150,5 +203,5 @@ def _training(section: BaseModel, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _plain(section: BaseModel) -> dict[str, Any]:
-    return section.model_dump(mode="json", by_alias=True)
+def _plain(section: BaseModel, *, only: tuple[str, ...] | None = None) -> dict[str, Any]:
+    return section.model_dump(mode="json", by_alias=True, include=set(only) if only else None)

@@ -3,6 +3,7 @@
 from paretron.recipe.load import load_recipe, resolve_recipe
 from paretron.recipe.models import (
     Calibration,
+    Compensate,
     Correct,
     Distill,
     Engine,
@@ -18,9 +19,12 @@ from paretron.recipe.models import (
     TokenisedSource,
     Training,
 )
+from paretron.recipe.searching import Budget, Search, Space, Speed
 
 __all__ = [
+    "Budget",
     "Calibration",
+    "Compensate",
     "Correct",
     "Distill",
     "Engine",
@@ -31,6 +35,9 @@ __all__ = [
     "Prune",
     "Recipe",
     "Score",
+    "Search",
+    "Space",
+    "Speed",
     "Student",
     "TextSource",
     "TokenisedSource",

@@ -1,9 +1,9 @@
-"""What an engine cannot take of a recipe, said alike when planning and when measuring."""
+"""What part of a recipe cannot be had, said alike when planning and when running."""
 
 from __future__ import annotations
 
 from paretron.errors import Code, Problem
-from paretron.recipe.models import Profile
+from paretron.recipe.models import Loss, Profile, States
 
 
 def batch_problems(profile: Profile, *, engine: str, largest_batch: int | None) -> list[Problem]:
@@ -18,3 +18,23 @@ def batch_problems(profile: Profile, *, engine: str, largest_batch: int | None) 
         for batch in profile.batches
         if largest_batch is not None and batch > largest_batch
     ]
+
+
+def loss_problems(loss: Loss, *, vocab: int, teacher_layers: int, layers: int) -> list[Problem]:
+    """A `top_k` that leaves no token over, and `states` of layers that teacher or student lack."""
+    problems = []
+    if loss.top_k is not None and loss.top_k >= vocab:
+        cause = f"{loss.top_k} of a vocabulary of {vocab} tokens"
+        problems.append(_value("top_k", cause, f"at most {vocab - 1}, or leave it out"))
+    states = loss.states or States()
+    for kind in ("output", "mlp_input", "attention"):
+        for teacher, student in getattr(states, kind):
+            if teacher >= teacher_layers or student >= layers:
+                cause = f"[{teacher}, {student}] of {teacher_layers} and {layers} layers"
+                fix = f"at most [{teacher_layers - 1}, {layers - 1}]: layers count from 0"
+                problems.append(_value(f"states.{kind}", cause, fix))
+    return problems
+
+
+def _value(key: str, cause: str, fix: str) -> Problem:
+    return Problem(Code.RECIPE_VALUE, cause, where=f"distill.loss.{key}", fix=fix)

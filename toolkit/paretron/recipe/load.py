@@ -5,15 +5,15 @@ from __future__ import annotations
 import difflib
 import os
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from paretron.errors import Code, ParetronError, Problem
-from paretron.recipe.models import Recipe, TextSource
+from paretron.errors import Code, ParetronError, Problem, raise_all, redacted
+from paretron.recipe.models import Recipe, Student, TextSource
 from paretron.recipe.yamlfile import parse_scalar, read_yaml
 
 
@@ -23,18 +23,67 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     Errors: RECIPE_SYNTAX, RECIPE_UNKNOWN_KEY (with the closest key), RECIPE_VALUE; all at once.
     """
     raw = read_yaml(path)
+    problems: list[Problem] = []
     for text in overrides:
-        _override(raw, text)
+        try:
+            _override(raw, text)
+        except ParetronError as error:
+            problems += error.problems
+    raise_all(problems)
     return resolve_recipe(raw, where=str(path), base=path.parent)
 
 
 def resolve_recipe(raw: Mapping[str, Any], *, where: str, base: Path) -> Recipe:
     """Check plain data and resolve local paths against `base`."""
+    problems = [_secret(key, where) for key in _secrets(raw)]
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        raise ParetronError(*(_problem(e, where) for e in error.errors())) from error
+        raise ParetronError(*(_problem(e, where) for e in error.errors()), *problems) from error
+    raise_all(problems)
     return _with_paths(recipe, base)
+
+
+def keys_of() -> Iterator[str]:
+    """Every key of a recipe that has a value of its own, as `--set` spells it; NAME is a name."""
+    return _keys_below(Recipe, ())
+
+
+def _keys_below(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        here = (*path, field.alias or name)
+        inner = _model_in(field.annotation)
+        if inner is None:
+            yield ".".join(here)
+        elif _is_list(field.annotation):
+            yield from _keys_below(inner, (*here, "0"))
+        else:
+            named = ("NAME",) if _is_mapping(field.annotation) else ()
+            yield from _keys_below(inner, (*here, *named))
+
+
+def _secrets(node: object, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Where access tokens stand: what a run saves must hold none."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            here = (*path, str(key))
+            if redacted(str(key)) != str(key):
+                yield ".".join(here)
+            yield from _secrets(value, here)
+    elif isinstance(node, list):
+        for k, value in enumerate(node):
+            yield from _secrets(value, (*path, str(k)))
+    elif isinstance(node, str) and redacted(node) != node:
+        yield ".".join(path)
+
+
+def _secret(key: str, where: str) -> Problem:
+    return Problem(
+        Code.RECIPE_VALUE,
+        "an access token, which would be saved with the run",
+        where=f"{where}: {key}",
+        fix="remove it and make it void; a hub is entered with `hf auth login`",
+    )
 
 
 def _override(raw: dict[str, Any], text: str) -> None:
@@ -60,10 +109,11 @@ def _override(raw: dict[str, Any], text: str) -> None:
 
 def _child(node: Any, part: str, text: str) -> Any:
     if isinstance(node, list):
-        return node[_index(node, part, text)]
-    child = node.get(part)
-    if child is None:
-        child = node[part] = {}
+        child = node[_index(node, part, text)]
+    else:
+        child = node.get(part)
+        if child is None:
+            child = node[part] = {}
     if not isinstance(child, dict | list):
         raise ParetronError(
             Problem(
@@ -77,7 +127,7 @@ def _child(node: Any, part: str, text: str) -> Any:
 
 
 def _index(node: list[Any], part: str, text: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
+    if not (part.isascii() and part.isdigit() and len(part) < 9) or int(part) >= len(node):
         raise ParetronError(
             Problem(
                 Code.USAGE,
@@ -113,7 +163,21 @@ def _with_paths(recipe: Recipe, base: Path) -> Recipe:
             for e in profile.engines
         )
         profile = profile.model_copy(update={"engines": engines})
-    return recipe.model_copy(update={"data": data, "teacher": teacher, "profile": profile})
+    students = {name: _near_table(student, near) for name, student in recipe.students.items()}
+    return recipe.model_copy(
+        update={"data": data, "teacher": teacher, "profile": profile, "students": students}
+    )
+
+
+def _near_table(student: Student, near: Callable[[str], str]) -> Student:
+    """A student whose search names an operator table, by that table's absolute path."""
+    search = student.search
+    if search is None or search.budget.speed is None or search.budget.speed.table is None:
+        return student
+    table = near(search.budget.speed.table)
+    speed = search.budget.speed.model_copy(update={"table": table})
+    budget = search.budget.model_copy(update={"speed": speed})
+    return student.model_copy(update={"search": search.model_copy(update={"budget": budget})})
 
 
 def _is_local(model: str, base: Path) -> bool:
@@ -142,7 +206,18 @@ def _problem(error: ErrorDetails, file: str) -> Problem:
     if error["type"] == "invalid_key":
         return Problem(Code.RECIPE_VALUE, cause, where=where, fix="remove it, or quote it")
     fix = f"change it in the recipe, or with --set {key}=VALUE" if key else "change the recipe"
-    return Problem(Code.RECIPE_VALUE, cause, where=where, fix=fix)
+    return Problem(Code.RECIPE_VALUE, cause, where=where, fix=_nearest(error) or fix)
+
+
+def _nearest(error: ErrorDetails) -> str:
+    """The nearest value that a bound of a whole number allows."""
+    bounds = error.get("ctx", {})
+    if not isinstance(error["input"], int):
+        return ""
+    for bound, nearest in (("gt", 1), ("ge", 0), ("le", 0), ("lt", -1)):
+        if isinstance(bounds.get(bound), int):
+            return f"nearest: {bounds[bound] + nearest}"
+    return ""
 
 
 def _shown(value: object) -> str:
@@ -167,3 +242,11 @@ def _model_in(annotation: Any) -> Any:
         found = [m for m in map(_model_in, get_args(annotation)) if m is not None]
         return found[0] if found else None
     return None
+
+
+def _is_list(annotation: Any) -> bool:
+    return get_origin(annotation) is tuple
+
+
+def _is_mapping(annotation: Any) -> bool:
+    return get_origin(annotation) is dict

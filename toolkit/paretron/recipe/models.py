@@ -10,15 +10,21 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, Field, StrictBool, model_validator
 
-
-def _written_as_number(value: object) -> object:
-    # true is 1 to Python, and "64" is 64 to pydantic; who writes them in a recipe means neither.
-    if isinstance(value, bool | str):
-        raise PydanticCustomError("number", "Input should be a number")
-    return value
+from paretron.recipe.base import NUMBER as _NUMBER
+from paretron.recipe.base import (
+    Count,
+    Name,
+    Place,
+    Positive,
+    Rate,
+    Section,
+    SeqLen,
+    Share,
+    Tokens,
+)
+from paretron.recipe.searching import Search
 
 
 def _plain_data(value: dict[str, Any]) -> dict[str, Any]:
@@ -27,25 +33,6 @@ def _plain_data(value: dict[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"a value that JSON cannot hold: {error}") from error
     return value
-
-
-_NUMBER = BeforeValidator(_written_as_number)
-Positive = Annotated[int, _NUMBER, Field(gt=0, le=10**9)]
-Count = Annotated[int, _NUMBER, Field(ge=0, le=10**9)]
-SeqLen = Annotated[int, _NUMBER, Field(ge=2, le=10**9)]  # a token is learned from the one before it
-# 2.0e9 is how people write tokens; the value must still be a whole number.
-Tokens = Annotated[int, _NUMBER, Field(gt=0, le=10**15)]
-Rate = Annotated[float, _NUMBER, Field(gt=0, lt=1, allow_inf_nan=False)]
-Share = Annotated[float, _NUMBER, Field(ge=0, lt=1, allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
-# A path or an id: no control characters, and no longer than a file system takes.
-Place = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f]+$")]
-
-
-class Section(BaseModel):
-    """What all sections share: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TextSource(Section):
@@ -155,51 +142,143 @@ class Correct(Training):
 
 
 class Depth(Section):
-    """How layers are ranked: by loss when removed, or by block influence."""
+    """How layers are ranked: by loss or a task's accuracy when removed, or by what they change.
 
-    metric: Literal["loss", "bi"] = "loss"
+    `task` names a multiple-choice task of lm-eval, or a YAML file of one. `samples` are windows of
+    text, or the task's documents.
+    """
+
+    metric: Literal["loss", "bi", "angular", "task"] = "loss"
+    task: Place | None = None
     contiguous: bool = True
     samples: Positive = 32
 
+    @model_validator(mode="after")
+    def _task_goes_with_its_metric(self) -> Depth:
+        if (self.task is not None) != (self.metric == "task"):
+            raise ValueError("metric: task needs a task, and a task needs metric: task")
+        return self
+
 
 class Score(Section):
-    """Aggregation of activations over a sample's positions, then over samples (paper 1)."""
+    """Aggregation of activations over a sample's positions, then over samples (paper 1).
+
+    `placement`: the whole model in memory, or one layer at a time; the scores are the same.
+    `documents`: a window over several is one sample, or each of its documents is one of its own,
+    which sees nothing of the others.
+    """
 
     batch: Literal["mean", "l2", "var"] = "l2"
     sequence: Literal["mean", "l2", "var"] = "mean"
     micro_batch: Positive = 8
+    documents: Literal["joined", "apart"] = "joined"
+    placement: Literal["auto", "resident", "streamed"] = "auto"
+    processes: Positive = 1
     depth: Depth = Depth()
 
 
+AXES = ("hidden", "ffn", "heads", "kv_heads", "layers", "experts", "moe_ffn")  # of a student
+
+
 class Student(Section):
-    """A target shape; an axis left out keeps the teacher's size."""
+    """A target shape; an axis left out keeps the teacher's size. Or a search that finds one."""
 
     hidden: Positive | None = None
     ffn: Positive | None = None
     heads: Positive | None = None
     kv_heads: Positive | None = None
     layers: Positive | None = None
+    experts: Positive | None = None
+    moe_ffn: Positive | None = None
+    search: Search | None = None
 
     @model_validator(mode="after")
     def _some_axis(self) -> Student:
-        if not self.model_dump(exclude_none=True):
-            raise ValueError("state at least one of hidden, ffn, heads, kv_heads, layers")
+        stated = self.axes()
+        if self.search is None and not stated:
+            raise ValueError(f"state at least one of {', '.join(AXES)}")
+        if self.search is not None and stated:
+            raise ValueError(f"search finds the shape: leave out {', '.join(stated)}")
         return self
+
+    def axes(self) -> dict[str, int]:
+        """The target size of every axis that is stated."""
+        return self.model_dump(exclude={"search"}, exclude_none=True)
+
+    def layer_counts(self) -> tuple[int, ...]:
+        """The numbers of layers that it may have; none where depth stays."""
+        if self.search is not None:
+            layers = self.search.space.layers
+            return layers.sizes() if layers is not None else ()
+        return (self.layers,) if self.layers is not None else ()
 
 
 class Prune(Section):
-    """How weights are cut: residual head merging, the dtype written, the largest shard."""
+    """How weights are cut: residual head merging, the dtype written, the largest shard.
 
-    merge_heads: bool = True
+    "auto" merges as in paper 1, but not where matrices are refitted, which merging harms.
+    """
+
+    merge_heads: StrictBool | Literal["auto"] = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     max_shard_gb: Annotated[float, _NUMBER, Field(gt=0, le=100)] = 5.0
 
 
-class Loss(Section):
-    """What the student learns from: forward KL(teacher || student) over the whole vocabulary."""
+LayerPair = tuple[Count, Count]  # a teacher's layer and the student's that imitates it
 
-    logits: Literal["forward_kl"] = "forward_kl"
+
+class States(Section):
+    """Intermediate states to imitate, by pairs of layers [teacher's, student's] (paper 1).
+
+    `output` of a block, `mlp_input`, and `attention` relations of query, key and value (MiniLMv2).
+    `alpha` weighs their loss; "dynamic" makes it as large as the logits' was in the step before.
+    """
+
+    embedding: bool = False
+    output: tuple[LayerPair, ...] = ()
+    mlp_input: tuple[LayerPair, ...] = ()
+    attention: tuple[LayerPair, ...] = ()
+    distance: Literal["cosine", "mse"] = "cosine"
+    alpha: Literal["dynamic"] | Annotated[float, Field(gt=0, le=10**6, strict=True)] = "dynamic"
+
+
+class Compensate(Section):
+    """What brings a pruned student closer to its teacher before any training.
+
+    `rotate` prunes `hidden` along the principal components of the residual stream instead of its
+    channels; `refit` fits matrices to what the teacher's layers make, by ridge regression on
+    `samples` windows of the calibration text, `ridge` in units of the mean square of what a matrix
+    reads. "auto" does what is exact (rotate) or possible (refit) for the family; with both false a
+    student is trimmed as in the papers. `spread` turns the kept directions so that outliers spread
+    over all channels, for quantised exports.
+    """
+
+    rotate: StrictBool | Literal["auto"] = "auto"
+    refit: StrictBool | Literal["auto"] = "auto"
+    ridge: Annotated[float, _NUMBER, Field(gt=0, le=100)] = 0.01
+    spread: bool = False
+    samples: Positive = 256
+
+
+class Loss(Section):
+    """What the student learns from: forward KL(teacher || student) over the whole vocabulary.
+
+    `top_k` compares the teacher's k likeliest tokens and the rest as one; `labels` weighs the loss
+    on the text's own tokens, which is added. `states` left out: the embedding and the output of the
+    third layer from the end are imitated when half of the layers or more go; {} for none.
+    """
+
+    logits: Literal["forward_kl", "reverse_kl", "jsd", "mse", "cosine", "wsl_kd"] = "forward_kl"
     temperature: Annotated[float, _NUMBER, Field(gt=0, le=100)] = 1.0
+    top_k: Positive | None = None
+    labels: Annotated[float, _NUMBER, Field(ge=0, le=1000)] = 0.0
+    states: States | None = None
+
+    @model_validator(mode="after")
+    def _top_k_of_forward_kl(self) -> Loss:
+        if self.top_k is not None and self.logits != "forward_kl":
+            raise ValueError(f"top_k goes with forward_kl, not with {self.logits}")
+        return self
 
 
 class Distill(Training):
@@ -216,10 +295,17 @@ class Evaluate(Section):
 
 
 class Export(Section):
-    """One export of every student; `to` names an installed exporter."""
+    """One export of every student; `to` names an installed exporter, which knows its formats."""
 
     to: Name
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    quantize: Name | None = None
+
+    @model_validator(mode="after")
+    def _one_format(self) -> Export:
+        if self.dtype is not None and self.quantize is not None:
+            raise ValueError("state dtype or quantize, not both")
+        return self
 
 
 class Engine(Section):
@@ -250,6 +336,7 @@ class Recipe(Section):
     score: Score = Score()
     students: Annotated[dict[Name, Student], Field(min_length=1)]
     prune: Prune = Prune()
+    compensate: Compensate = Compensate()
     distill: Distill
     evaluate: Evaluate = Evaluate()
     export: tuple[Export, ...] = (Export(to="hf"),)

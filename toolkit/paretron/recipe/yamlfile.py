@@ -43,7 +43,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (MarkedYAMLError, ComposerError) as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise _syntax(path, str(error.problem), line=line) from error
-    except (YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except (YAMLError, RecursionError, ValueError, TypeError, OverflowError) as error:
         raise _syntax(path, " ".join(str(error).split())[:200]) from error
     if not isinstance(value, dict):
         raise _syntax(path, "not a mapping of sections")
@@ -55,7 +55,7 @@ def parse_scalar(text: str) -> Any:
     try:
         _refuse_events(Path("--set"), text)
         return _yaml().load(text)
-    except (YAMLError, ValueError, ParetronError):
+    except (YAMLError, RecursionError, ValueError, TypeError, OverflowError, ParetronError):
         return text
 
 

@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 from paretron.artifacts.staging import refuse_existing
 from paretron.errors import raise_all
 from paretron.families import Sizes, family_of, sizes
+from paretron.families.experts import PER_TOKEN, is_moe_layer
 from paretron.families.table import with_sizes
 from paretron.plan.plan import make_plan
 from paretron.plan.shapes import student_sizes
 from paretron.plan.sources import find_teacher
-from paretron.recipe import Profile, Recipe, Student, Training
+from paretron.plan.stages import TEACHER
+from paretron.recipe import Profile, Recipe, Search, Student, Training
 from paretron.run.events import Watcher
 from paretron.run.runner import run_plan
 from paretron.run.stages import STAGES
@@ -39,7 +41,11 @@ def check_recipe(
         refuse_existing(out, overwrite=False)  # a rehearsal never replaces the real thing
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paretron-")))
-        raise_all(make_plan(recipe, out=folder, offline=offline).problems)
+        real = make_plan(recipe, out=folder, offline=offline)
+        raise_all(real.problems)
+        if watcher is not None:
+            for notice in real.notices:
+                watcher(TEACHER, "notice", {"message": notice})
         twin = twin_recipe(recipe, folder=folder, offline=offline)
         plan = make_plan(twin, out=folder, offline=offline)
         run_plan(plan, folder, stages=STAGES, overwrite=True, stamp=STAMP, watcher=watcher)
@@ -53,7 +59,10 @@ def twin_recipe(recipe: Recipe, *, folder: Path, offline: bool) -> Recipe:
     family = family_of(found.config)
     real, tiny = sizes(family, found.config), sizes(family, config)
     students = {
-        name: twin_student(target, real=real, tiny=tiny) for name, target in recipe.students.items()
+        name: twin_student(target, real=real, tiny=tiny)
+        if target.search is None
+        else Student(search=twin_search(target.search, tiny=tiny, distill=_short(recipe.distill)))
+        for name, target in recipe.students.items()
     }
     if recipe.teacher.pretrain is not None:
         pretrain = _short(recipe.teacher.pretrain)
@@ -93,30 +102,73 @@ def twin_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "kv_heads": min(HEADS, size["kv_heads"]),
         "q_per_kv": min(HEADS, size["q_per_kv"]),
         "hidden": _multiple(size["hidden"] * share, at_least=2 * STEP),
-        "ffn": _multiple(size["ffn"] * share, at_least=2 * STEP),
     }
-    kept = tuple(range(new["layers"]))
-    return with_sizes(family, config, new, kept_layers=kept)
+    for axis in {"ffn", "moe_ffn"} & size.keys():
+        new[axis] = _multiple(size[axis] * share, at_least=2 * STEP)
+    if "experts" in size:
+        new["experts"] = min(size["experts"], 2 * config[PER_TOKEN])
+    kept = _twin_layers(config, size, new["layers"])
+    twin = with_sizes(family, config, new, kept_layers=kept)
+    if family.longrope_lists:  # as long as the real widths: the twin does without long contexts
+        twin = {k: v for k, v in twin.items() if k not in ("rope_scaling", "rope_parameters")}
+    return twin
+
+
+def _twin_layers(config: Mapping[str, Any], size: Sizes, count: int) -> tuple[int, ...]:
+    """The first layers, or the first of either kind where some have experts and some do not."""
+    first: dict[bool, int] = {}
+    for i in range(size["layers"]):
+        first.setdefault("experts" in size and is_moe_layer(config, i), i)
+    return tuple(sorted(first.values())) if len(first) == count else tuple(range(count))
 
 
 def twin_student(target: Student, *, real: Sizes, tiny: Sizes) -> Student:
     """The twin's target: every axis that shrinks in the recipe shrinks here too."""
     wanted = student_sizes(real, target)
     new: dict[str, int] = {}
-    for axis in ("hidden", "ffn"):
-        if wanted[axis] < real[axis]:
+    for axis in ("hidden", "ffn", "moe_ffn"):
+        if axis in tiny and wanted[axis] < real[axis]:
             share = wanted[axis] / real[axis]
             size = _multiple(tiny[axis] * share, at_least=STEP)
             new[axis] = min(size, tiny[axis] - STEP)
     if wanted["layers"] < real["layers"]:
         new["layers"] = 1
+    if "experts" in tiny and wanted["experts"] < real["experts"]:
+        new["experts"] = tiny["experts"] - 1
     kv_heads = 1 if wanted["kv_heads"] < real["kv_heads"] else tiny["kv_heads"]
     q_per_kv = 1 if wanted["q_per_kv"] < real["q_per_kv"] else tiny["q_per_kv"]
     if kv_heads < tiny["kv_heads"]:
         new["kv_heads"] = kv_heads
     if kv_heads * q_per_kv < tiny["kv_heads"] * tiny["q_per_kv"]:
         new["heads"] = kv_heads * q_per_kv
-    return Student(**new)
+    return Student.model_validate(new)
+
+
+def twin_search(search: Search, *, tiny: Sizes, distill: Training) -> Search:
+    """Two sizes on every axis that is searched and no bound that matters, one round of a step."""
+    heads = tiny["kv_heads"] * tiny["q_per_kv"]
+    smaller = {"layers": 1, "kv_heads": 1, "heads": tiny["kv_heads"]}
+    smaller |= {axis: tiny[axis] - STEP for axis in ("hidden", "ffn", "moe_ffn") if axis in tiny}
+    full = {**tiny, "heads": heads}
+    # Depth always, so that there is a smaller shape even where the twin's heads are all needed.
+    axes = {axis: full[axis] for axis in (*search.space.axes(), "layers")}
+    space = {axis: [min(smaller.get(axis, n), n), n] for axis, n in axes.items()}
+    loose = {"at_most": 1e18}
+    bounds: dict[str, Any] = {
+        "memory": {"bytes": loose},
+        "flops": {"per_token": loose},
+        "speed": {"ms": 1e9, "lengths": (8, 4), "repeats": 1},
+    }
+    stated = search.budget.model_dump(exclude_none=True)
+    return Search.model_validate(
+        {
+            "space": space,
+            "budget": {measure: bounds.get(measure, loose) for measure in stated},
+            "samples": 2,
+            "keep": 2,
+            "rounds": [distill.global_batch * SEQ_LEN] if search.rounds else [],
+        }
+    )
 
 
 def _multiple(size: float, *, at_least: int) -> int:

@@ -23,7 +23,9 @@ PROFILE = "profile.json"
 
 def kind_of(student: Student) -> str:
     """What a report calls a student: by what was cut."""
-    axes = student.model_dump(exclude_none=True)
+    if student.search is not None:
+        return "searched"
+    axes = student.axes()
     if set(axes) == {"layers"}:
         return "depth"
     return "width" if "layers" not in axes else "width+depth"

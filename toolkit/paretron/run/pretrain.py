@@ -15,17 +15,10 @@ from paretron.artifacts.manifest import Provenance
 from paretron.artifacts.staging import locked, staged
 from paretron.families import family_of
 from paretron.recipe import Pretrain
+from paretron.run.memory import cache_root
 from paretron.run.runner import Context
 from paretron.run.texts import build_store
 from paretron.run.workspace import is_done
-
-
-def cache_root() -> Path:
-    """Where pretrained teachers are kept between runs: PARETRON_CACHE or the user's cache."""
-    named = os.environ.get("PARETRON_CACHE")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paretron"
 
 
 def pretrained_teacher(context: Context) -> None:

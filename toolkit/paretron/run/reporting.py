@@ -51,6 +51,7 @@ def rewrite_report(run: Path) -> Path:
         seed=manifest["seed"],
         stamp=manifest["stamp"],
         stage=manifest["stage"],
+        unverified=tuple(manifest.get("unverified", ())),
     )
     content = _json(folder / "report.json")
     with staged(folder, provenance=provenance, overwrite=True) as fresh:
@@ -76,7 +77,7 @@ def _content(context: Context) -> dict[str, Any]:
         "engines": profile.get("engines", {}),
         "method": profile.get("method", {}),
         "incomplete": profile.get("incomplete"),
-        "captions": _captions(recipe),
+        "captions": [*_captions(recipe), *_unverified(context)],
     }
 
 
@@ -104,7 +105,7 @@ def _model(name: str, context: Context, profile: Mapping[str, Any]) -> dict[str,
             "hidden": facts.sizes["hidden"],
             "heads": facts.sizes["kv_heads"] * facts.sizes["q_per_kv"],
             "kv_heads": facts.sizes["kv_heads"],
-            "ffn": facts.sizes["ffn"],
+            **{a: n for a, n in facts.sizes.items() if a in ("ffn", "experts", "moe_ffn")},
         },
         "loss": {
             # A teacher is not pruned; what it lost before correction stands in the captions.
@@ -166,6 +167,15 @@ def _captions(recipe: Recipe) -> list[str]:
     if recipe.correct is not None:
         trained += f", the teacher corrected on {recipe.correct.tokens:,} tokens before"
     return [*said, trained + "."]
+
+
+def _unverified(context: Context) -> list[str]:
+    """A sentence on the models that no checksum vouched for when they were read."""
+    made = [read_manifest(f) for f in context.folders.values() if (f / MANIFEST).is_file()]
+    roles = sorted({role for manifest in made for role in manifest.get("unverified", ())})
+    if not roles:
+        return []
+    return [f"Unverified: no checksum is known of the files given as {', '.join(roles)}."]
 
 
 def _json(path: Path) -> dict[str, Any]:

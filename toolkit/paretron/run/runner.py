@@ -76,10 +76,12 @@ def run_plan(
             refuse_other_recipe(workspace, plan.stages)
         dump(workspace.root / "plan.json", plan.as_json())
         dump(workspace.root / "recipe.json", plan.recipe.model_dump(mode="json", by_alias=True))
+        for notice in plan.notices:
+            events.emit(TEACHER, "notice", {"message": notice})
         places: dict[str, Path] = {}
         for stage in plan.stages:
             if stage.name == TEACHER and plan.recipe.teacher.model is not None:
-                places[stage.name] = _given_teacher(plan, offline=offline)
+                places[stage.name] = _given_teacher(plan, events, offline=offline)
                 continue
             _run_stage(plan, stage, places, workspace, events, stages, overwrite, stamp)
             places[stage.name] = workspace.artifact(stage.name)
@@ -97,7 +99,8 @@ def _run_stage(
     stamp: str | None,
 ) -> None:
     folders = {role: places[name] for role, name in stage.inputs.items()}
-    identities = {role: workspace.identity_of(folder) for role, folder in folders.items()}
+    found = {role: workspace.identity_of(folder) for role, folder in folders.items()}
+    identities = {role: known.sha256 for role, known in found.items()}
     wanted = fingerprint(stage, identities, content_identity(stage, plan.recipe, workspace))
     out, state = workspace.artifact(stage.name), workspace.state(stage.name)
     replace = overwrite or stage.name == REPORT  # a report costs nothing
@@ -119,6 +122,7 @@ def _run_stage(
             seed=plan.recipe.seed,
             stamp=stamp,
             stage=wanted,
+            unverified=tuple(role for role, known in found.items() if not known.verified),
         ),
         overwrite=replace,
         on_event=events.of(stage.name),
@@ -134,10 +138,19 @@ def _run_stage(
     events.emit(stage.name, "finished", {})
 
 
-def _given_teacher(plan: Plan, *, offline: bool) -> Path:
-    """The teacher's folder, downloaded if need be at the commit that was planned with."""
+def _given_teacher(plan: Plan, events: EventLog, *, offline: bool) -> Path:
+    """The teacher's folder, downloaded if need be at the commit that was planned with.
+
+    Events: "notice" for what is left out of it, "given" with the folder and its commit.
+    """
     teacher = plan.recipe.teacher
     revision = plan.teacher_commit or teacher.revision
     located = locate(str(teacher.model), revision=revision, offline=offline, weights=True)
-    Checkpoint.open(located.folder)
+    for notice in Checkpoint.open(located.folder).notices:
+        if (
+            notice not in plan.notices
+        ):  # told already when its headers were there to be planned with
+            events.emit(TEACHER, "notice", {"message": notice})
+    fields = {"folder": str(located.folder), "commit": located.commit}
+    events.emit(TEACHER, "given", fields)
     return located.folder

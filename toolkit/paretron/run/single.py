@@ -9,10 +9,11 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from paretron.artifacts.manifest import Provenance, identity
+from paretron.artifacts.manifest import Provenance
 from paretron.artifacts.staging import refuse_existing, refuse_overlap
 from paretron.recipe import Recipe, TokenisedSource, Training
 from paretron.run.events import OnEvent
+from paretron.run.memory import input_identity
 from paretron.run.signals import interruptible
 from paretron.run.texts import build_store
 
@@ -25,9 +26,11 @@ def provenance_of(
     seed: int | None = None,
 ) -> Provenance:
     """The provenance of an artifact made by one verb."""
+    found = {role: input_identity(folder) for role, folder in parents.items()}
     return Provenance(
         kind=kind,
-        parents={role: identity(folder) for role, folder in parents.items()},
+        parents={role: known.sha256 for role, known in found.items()},
+        unverified=tuple(role for role, known in found.items() if not known.verified),
         settings={name: section.model_dump(mode="json") for name, section in settings.items()},
         seed=seed,
     )

@@ -82,6 +82,7 @@ def score(context: Context) -> None:
         block_sizes=tuple(context.stage.settings["block_sizes"]),
         seed=context.recipe.seed,
         out=context.out,
+        state=context.state,
         provenance=context.provenance,
         overwrite=context.overwrite,
         on_event=context.on_event,
@@ -89,18 +90,70 @@ def score(context: Context) -> None:
 
 
 def prune(context: Context) -> None:
-    """One student's shape cut out of the teacher."""
+    """One student's shape cut out of the teacher: as stated, or as its search chose."""
     from paretron.artifacts.config import family_and_config
-    from paretron.surgery.prune import prune as prune_checkpoint
+    from paretron.run.pruning import prune_to
 
-    family, config = family_and_config(context.folders["model"])
-    target = context.recipe.students[str(context.stage.student)]
-    prune_checkpoint(
-        context.folders["model"],
-        context.folders["scores"],
-        sizes=student_sizes(sizes(family, config), target),
+    if "search" in context.folders:
+        from paretron.search.stage import chosen_sizes
+
+        wanted = chosen_sizes(context.folders["search"])
+    else:
+        family, config = family_and_config(context.folders["model"])
+        target = context.recipe.students[str(context.stage.student)]
+        wanted = student_sizes(sizes(family, config), target)
+    prune_to(
+        context,
+        wanted,
+        out=context.out,
+        provenance=context.provenance,
+        overwrite=context.overwrite,
+    )
+
+
+def shapes(context: Context) -> None:
+    """The shapes that a student's search will look at, timed where the budget is one of speed."""
+    from paretron.artifacts.config import DTYPE_NAMES
+    from paretron.artifacts.reader import Checkpoint
+    from paretron.plan.searching import servable
+    from paretron.run.searching import search_of
+    from paretron.search.stage import find_candidates
+
+    teacher = Checkpoint.open(context.folders["model"])
+    find_candidates(
+        teacher.config,
+        family=teacher.family,
+        dtype=context.recipe.prune.dtype or DTYPE_NAMES[teacher.dtype],
+        search=search_of(context),
+        servable=servable(context.recipe, teacher.config),
+        where=f"students.{context.stage.student}.search",
+        out=context.out,
+        provenance=context.provenance,
+        overwrite=context.overwrite,
+        on_event=context.on_event,
+    )
+
+
+def search(context: Context) -> None:
+    """The best of a student's shapes: ranked without training, then by short distillation."""
+    from paretron.run.searching import search_of, trained_losses
+    from paretron.search.stage import Ranked, search_student
+
+    text = context.recipe.data.validation
+    search_student(
+        Ranked(
+            model=context.folders["model"],
+            scores=context.folders["scores"],
+            tokens=context.folders["data"] / "validation",
+            seq_len=text.seq_len,
+            seed=context.recipe.seed,
+        ),
+        context.folders["shapes"],
+        search=search_of(context),
         prune=context.recipe.prune,
         score=context.recipe.score,
+        trained_loss=lambda found: trained_losses(context, found),
+        state=context.state,
         out=context.out,
         provenance=context.provenance,
         overwrite=context.overwrite,
@@ -160,6 +213,8 @@ STAGES: Mapping[str, StageFunction] = {
     "data": data,
     "correct": correct,
     "score": score,
+    "shapes": shapes,
+    "search": search,
     "prune": prune,
     "distill": distill,
     "evaluate": evaluate,

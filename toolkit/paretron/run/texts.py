@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paretron.artifacts.manifest import sha256_file
 from paretron.data.sources import content_sha256, read_documents, source_files
 from paretron.plan.stages import Stage
 from paretron.recipe import Recipe, TextSource
@@ -11,14 +12,26 @@ from paretron.run.workspace import Workspace
 
 
 def content_identity(stage: Stage, recipe: Recipe, workspace: Workspace) -> str | None:
-    """One hash over the texts that a stage reads itself; None for a stage that reads none."""
+    """One hash over what a stage reads itself from outside; None for a stage that reads nothing."""
     if stage.kind == "data":
         sources: list[TextSource] = [source for _, source in recipe.data]
+    elif stage.kind == "shapes":
+        return _table_identity(stage, recipe, workspace)
     elif stage.kind == "teacher" and recipe.teacher.pretrain is not None:
         sources = [recipe.teacher.pretrain.data]
     else:
         return None
     return "+".join(_identity(source, workspace)[:16] for source in sources)
+
+
+def _table_identity(stage: Stage, recipe: Recipe, workspace: Workspace) -> str | None:
+    """The hash of the operator table that a search's budget names."""
+    search = recipe.students[str(stage.student)].search
+    speed = search.budget.speed if search is not None else None
+    if speed is None or speed.table is None:
+        return None
+    path = Path(speed.table)
+    return workspace.remembered(str(path), [path], lambda: sha256_file(path))
 
 
 def _identity(source: TextSource, workspace: Workspace) -> str:

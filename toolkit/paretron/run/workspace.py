@@ -9,17 +9,16 @@ RUN/report/            report.html, report.json
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paretron import __version__
-from paretron.artifacts.jsonfile import dump
-from paretron.artifacts.manifest import MANIFEST, identity, read_manifest
+from paretron.artifacts.manifest import MANIFEST, Identity, identity, read_manifest
 from paretron.errors import Code, ParetronError, Problem, raise_all
 from paretron.plan.stages import REPORT, Stage
+from paretron.run.memory import remembered, remembered_identity
 
 
 @dataclass(frozen=True)
@@ -36,31 +35,23 @@ class Workspace:
         """Where a stage keeps what it resumes from."""
         return self.root / "state" / stage
 
-    def identity_of(self, folder: Path) -> str:
-        """The identity of an artifact, or of a folder from outside, whose hash is remembered.
+    def identity_of(self, folder: Path) -> Identity:
+        """The identity of an artifact of this run, or of a folder from outside.
 
-        A folder that we did not write is hashed once and known again by sizes and times.
+        What comes from outside is read whole and compared with the sums that are known of it, once:
+        it is known again by sizes and times.
         """
-        if (folder / MANIFEST).is_file():
-            return identity(folder)
-        files = sorted(p for p in folder.iterdir() if p.is_file())
-        return self.remembered(str(folder), files, lambda: identity(folder))
+        if folder.is_relative_to(self.root):
+            return Identity(identity(folder), verified=True)
+        return remembered_identity(self._memory, folder)
 
     def remembered(self, name: str, files: Sequence[Path], compute: Callable[[], str]) -> str:
         """A hash over files, computed again only when a file's size or time has changed."""
-        seen = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-        memory = self.root / "inputs.json"
-        try:
-            known: dict[str, Any] = json.loads(memory.read_text())
-        except (OSError, ValueError):  # it is only a memory
-            known = {}
-        entry = known.get(name)
-        if entry is None or entry["seen"] != seen:
-            entry = known[name] = {"seen": seen, "hash": compute()}
-            half = memory.with_name(f".{memory.name}")
-            dump(half, known)
-            os.replace(half, memory)
-        return str(entry["hash"])
+        return remembered(self._memory, name, files, compute)
+
+    @property
+    def _memory(self) -> Path:
+        return self.root / "inputs.json"
 
 
 def fingerprint(stage: Stage, inputs: Mapping[str, str], content: str | None) -> dict[str, Any]:
