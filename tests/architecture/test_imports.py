@@ -29,7 +29,7 @@ GROUND = {
     "paretron.artifacts",
     "paretron.recipe",
 }
-STAGE = GROUND | {"paretron.data"}
+STAGE = GROUND | {"paretron.data", "paretron.workers"}
 PLUGIN = GROUND | {"paretron.evaluate.parity", "paretron.versions"}
 MAY_IMPORT: dict[str, set[str]] = {
     "paretron": {"paretron.cli"},  # `python -m paretron`
@@ -40,10 +40,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "paretron.artifacts": {"paretron", "paretron.errors", "paretron.families"},
     "paretron.recipe": {"paretron.errors"},
     "paretron.data": GROUND,
-    "paretron.plan": STAGE | {"paretron.plugins"},
+    "paretron.workers": {"paretron", "paretron.errors"},
+    # Counting shapes is planning; the rest of a search is not.
+    "paretron.plan": STAGE
+    | {
+        "paretron.plugins",
+        "paretron.compensate.decide",  # what applies to a student follows from configs alone
+        "paretron.search.candidates",
+        "paretron.search.costs",
+        "paretron.search.space",
+        "paretron.search.table",
+    },
     "paretron.importance": STAGE,
     "paretron.surgery": STAGE | {"paretron.importance.scores"},
-    "paretron.search": STAGE,
+    "paretron.compensate": STAGE | {"paretron.importance", "paretron.surgery"},
+    "paretron.search": STAGE | {"paretron.plan.cost", "paretron.importance", "paretron.surgery"},
     "paretron.distill": STAGE,
     "paretron.evaluate": STAGE,
     "paretron.run": STAGE
@@ -52,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "paretron.plan",
         "paretron.importance",
         "paretron.surgery",
+        "paretron.compensate",
         "paretron.search",
         "paretron.distill",
         "paretron.evaluate",
