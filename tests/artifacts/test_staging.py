@@ -95,6 +95,39 @@ def test_overwrite_exchanges(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.parametrize("kind", ["file", "link", "dangling"])
+def test_overwriting_what_is_no_folder_leaves_nothing_behind(kind: str, tmp_path: Path) -> None:
+    target, other = tmp_path / "out", tmp_path / "other"
+    other.mkdir()
+    (other / "mine").write_text("")
+    if kind == "file":
+        target.write_text("old")
+    else:
+        target.symlink_to(other if kind == "link" else "nowhere")
+    for text in ("new", "newer"):
+        publish(target, text, overwrite=True)
+        assert content(target) == text
+        assert not target.is_symlink()
+        assert leftovers(tmp_path) == []
+    assert (other / "mine").exists()
+
+
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / ".out.lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match=r"\.out\.lock") as caught:
+        publish(tmp_path / "out", "x")
+    assert caught.value.errno == errno.ELOOP
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError) as caught:
+        publish(tmp_path / "file/out", "x")
+    assert caught.value.filename == str(tmp_path / "file")
+
+
 def test_overwriting_never_shows_neither(tmp_path: Path) -> None:
     """A reader that keeps looking sees a whole artifact every time."""
     target = tmp_path / "out"

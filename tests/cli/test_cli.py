@@ -97,6 +97,19 @@ def test_errors_name_cause_and_next_step(
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize("arguments", [[], ["recipes"]])
+def test_no_verb_is_answered_with_the_help(arguments: list[str]) -> None:
+    done = paretron(*arguments)
+    assert done.returncode == 2
+    assert "Usage: paretron" in done.stdout + done.stderr
+    assert "error:" not in done.stderr
+
+
+def test_an_impossible_size_is_said_of_its_option(pico: PicoMaker, tmp_path: Path) -> None:
+    command = ("prune", pico(), "--scores", tmp_path, "--out", tmp_path / "out")
+    assert paretron(*command, "--kv-heads", "9").stderr.startswith("error: --kv-heads: 9 is more")
+
+
 def test_problems_as_json(tmp_path: Path) -> None:
     done = paretron("inspect", tmp_path, "--json")
     assert done.returncode == 3

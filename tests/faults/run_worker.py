@@ -36,6 +36,8 @@ def work(job: dict[str, Any]) -> None:
     """The command in this process, which is a new session."""
     os.setsid()
     os.environ[MARK] = job["mark"]
+    # A shell's background job inherits that Ctrl-C is ignored; a user's command does not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     if "version" in job:
         workspace.__version__ = job["version"]

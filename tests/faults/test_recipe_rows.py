@@ -17,7 +17,7 @@ import pytest
 from faults.conftest import CANARY, Cli, Refused, run_and_measure
 from makers import PicoMaker
 from paretron.artifacts.config import read_config
-from paretron.errors import Code
+from paretron.errors import Code, redacted
 
 TREE = Path(__file__).parents[2]
 RECIPE = """\
@@ -262,6 +262,11 @@ def test_r11_a_token_is_never_saved(
     names = (section, "access token")
     refused("run", recipe, "--set", override, "--out", "run", code=Code.RECIPE_VALUE, names=names)
     assert not (tmp_path / "run").exists()
+
+
+def test_r11_tokens_of_several_makers_are_known() -> None:
+    for start in ("hf_", "sk-", "nvapi-", "ghp_", "github_pat_", "glpat-"):
+        assert redacted(f"x {start}{'Qx7' * 9} y") == f"x {start}*** y"
 
 
 def test_r11_nor_shown_in_a_traceback(recipe: Path) -> None:

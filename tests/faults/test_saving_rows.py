@@ -6,6 +6,8 @@ import json
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,34 @@ def test_s7_the_lock_dies_with_its_holder(pruner: Pruner, tmp_path: Path) -> Non
     pruner.start(tmp_path / "out")
     assert pruner.end() == 0
     assert not list(tmp_path.glob(".*.staging"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_s2_a_stop_of_a_single_verb(number: signal.Signals, tmp_path: Path) -> None:
+    """Stopped while it writes: 75, and nothing half-made stays."""
+    done = subprocess.run(
+        [sys.executable, "-c", _STOPPED, str(number.value), tmp_path / "model", "--scores",
+         tmp_path / "scores", "--ffn", "64", "--out", tmp_path / "out", "-q"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 75, done.stderr
+    assert "error: stopped on request" in done.stderr
+    assert "  fix: " in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "scores"]
+
+
+_STOPPED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+from paretron.artifacts.writer import TensorWriter
+from paretron.cli.main import main
+finish = TensorWriter._finish
+def stopped(self):
+    os.kill(os.getpid(), int(sys.argv[1]))
+    finish(self)
+TensorWriter._finish = stopped
+main(["prune", *sys.argv[2:]])
+"""
 
 
 CHANGES = ("byte", "longer", "removed")

@@ -202,10 +202,31 @@ def test_i22_special_tokens_without_a_role_may_lie_beyond(
     assert cli("plan", tmp_path / "recipe.yaml").code == 0
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 17000000\n"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
+def test_i21_a_pointer_instead_of_a_tokenizer(
+    name: str, pico: PicoMaker, scores: Callable[[Path], Path], refused: Refused, tmp_path: Path
+) -> None:
+    folder = pico()
+    given = scores(folder)
+    (folder / name).write_text(POINTER)
+    says = (name, "git lfs pull")
+    refused(
+        "prune", folder, "--scores", given, "--hidden", "48", "--out", tmp_path / "out",
+        code=Code.INPUT_LFS, names=says,
+    )  # fmt: skip
+    refused("export", folder, "--to", "hf", "--out", "out", code=Code.INPUT_LFS, names=says)
+    if name == "tokenizer.json":
+        (tmp_path / "recipe.yaml").write_text(RECIPE)
+        refused("plan", tmp_path / "recipe.yaml", code=Code.INPUT_LFS, names=says)
+
+
 OVERLAPS = ("model", "model/inside", ".", "link", "link/inside")
 
 
-@pytest.mark.parametrize("verb", ["prune", "export", "score", "eval", "run"])
+@pytest.mark.parametrize("verb", ["prune", "export", "score", "eval", "run", "profile"])
 @pytest.mark.parametrize("out", OVERLAPS)
 def test_i25_output_over_input(
     out: str, verb: str, pico: PicoMaker, refused: Refused, tmp_path: Path
@@ -221,8 +242,23 @@ def test_i25_output_over_input(
         "score": (folder, "--recipe", recipe),
         "eval": (folder, "--recipe", recipe),
         "run": (recipe,),
+        "profile": (f"teacher={folder}",),
     }
     refused(
         verb, *arguments[verb], "--out", tmp_path / out, "--overwrite",
+        code=Code.OUT_OVERLAP, names=str(folder),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("out", ["model/inside", "link/inside"])
+def test_i25_a_rehearsal_inside_its_teacher(
+    out: str, pico: PicoMaker, refused: Refused, tmp_path: Path
+) -> None:
+    folder = pico()
+    (tmp_path / "link").symlink_to(folder)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    refused(
+        "check", recipe, "--offline", "--out", tmp_path / out,
         code=Code.OUT_OVERLAP, names=str(folder),
     )  # fmt: skip

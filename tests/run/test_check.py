@@ -10,7 +10,7 @@ import torch
 
 from paretron.artifacts.writer import TensorWriter
 from paretron.cli.main import _run
-from paretron.families import FAMILIES, family_of, sizes
+from paretron.families import FAMILIES, explicit, family_of, sizes
 from paretron.recipe import Student
 from paretron.run.check import twin_config, twin_student
 from picorun import paretron, write_pico_recipe
@@ -69,10 +69,12 @@ def test_twin_shrinks_what_the_recipe_shrinks() -> None:
 
 def test_every_family_has_a_twin() -> None:
     for name, family in FAMILIES.items():
+        experts = {"num_experts": 8, "moe_intermediate_size": 1536, "num_experts_per_tok": 2}
         config = LLAMA_8B | {"model_type": name, "layer_types": ["full_attention"] * 32}
-        tiny = twin_config(config)
+        tiny = twin_config(explicit(family, config | experts))
         assert len(tiny["layer_types"]) == 2
         assert sizes(family, tiny)["q_per_kv"] == 2
+        assert sizes(family, tiny).get("experts", 4) == 4
 
 
 def test_problems_of_the_recipe_come_before_any_work(tmp_path: Path) -> None:

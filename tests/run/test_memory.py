@@ -28,9 +28,10 @@ def test_computed_again_only_when_a_file_has_changed(tmp_path: Path) -> None:
     file.write_text("two")
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # its age is hidden
     assert remembered(tmp_path / "m.json", "x", [file], compute) == "two"
-    (tmp_path / "m.json").write_text("{broken")
-    assert remembered(tmp_path / "m.json", "x", [file], compute) == "two"
-    assert made == ["one", "two", "two"]
+    for broken in ("{broken", "[]", '{"x": 1}', '{"x": {}}'):
+        (tmp_path / "m.json").write_text(broken)
+        assert remembered(tmp_path / "m.json", "x", [file], compute) == "two"
+    assert made == ["one", *["two"] * 5]
 
 
 def test_a_large_input_is_read_once_a_small_one_each_time(

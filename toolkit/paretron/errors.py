@@ -80,7 +80,7 @@ _EXIT = {"recipe": 2, "usage": 2, "run": 2, "input": 3, "resource": 4, "gate": 5
 
 
 # Access tokens as hubs and forges write them; a message that quotes a value may quote one.
-_SECRET = re.compile(r"\b(hf_|sk-|gh[pousr]_|github_pat_|glpat-)[A-Za-z0-9_-]{16,}")
+_SECRET = re.compile(r"\b(hf_|sk-|nvapi-|gh[pousr]_|github_pat_|glpat-)[A-Za-z0-9_-]{16,}")
 
 
 def redacted(text: str) -> str:
@@ -111,11 +111,18 @@ class Problem:
         return f"[{self.code.value}] {where}{self.cause}{fix}"
 
 
+# Between the lines of a log that is quoted: indented so far that none can pass for our own.
+QUOTED = "\n    | "
+
+
 def _one_line(text: str) -> str:
     """What a file says may be quoted, but it must not move the cursor or break the line."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return QUOTED.join(
+        "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        for line in text.split(QUOTED)
+    )
 
 
 class ParetronError(Exception):

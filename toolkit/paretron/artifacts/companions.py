@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paretron.artifacts.guard import inside
+from paretron.artifacts.guard import LFS_START, inside, lfs_pointer
 from paretron.artifacts.jsonfile import dump
 from paretron.artifacts.tokenizer import cleaned, named_code
 
@@ -39,10 +39,14 @@ def copy_companion(source: Path, folder: Path, name: str) -> bool:
     """Copy one file byte for byte, or without its keys that name code; False when it is not there.
 
     INPUT_UNSAFE_PATH when it is a link out of its folder: what it links to is not the model's.
+    INPUT_LFS when it is a git-lfs pointer.
     """
     path = inside(source, name)
     if path is None:
         return False
+    with path.open("rb") as f:
+        if f.read(len(LFS_START)) == LFS_START:
+            raise lfs_pointer(path, instead_of="the file itself")
     if name in named_code(source):
         text = json.dumps(cleaned(source, name), indent=2) + "\n"
         (folder / name).write_text(text, "utf-8")

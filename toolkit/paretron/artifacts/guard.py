@@ -56,6 +56,15 @@ def inside(folder: Path, name: str) -> Path | None:
     return path
 
 
+LFS_START = b"version https://git-lfs"
+
+
+def lfs_pointer(path: Path, *, instead_of: str) -> ParetronError:
+    """The error for a file that a clone without git-lfs left in place of the real one."""
+    cause = f"a git-lfs pointer, not {instead_of}"
+    return _refused(Code.INPUT_LFS, cause, path, "run `git lfs pull` in the model's folder")
+
+
 def _roots(folder: Path) -> Iterator[Path]:
     """The folder, and the blobs that a snapshot of a hub's cache links to; links resolved."""
     real = Path(os.path.realpath(folder))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from paretron.artifacts.guard import regular_size
+from paretron.artifacts.guard import lfs_pointer, regular_size
 from paretron.artifacts.jsonfile import MAX_JSON_BYTES, parse_object
 from paretron.errors import Code, ParetronError, Problem
 
@@ -42,14 +42,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     with file.open("rb") as f:
         start = f.read(8)
         if start.startswith(b"version "):
-            raise ParetronError(
-                Problem(
-                    Code.INPUT_LFS,
-                    "a git-lfs pointer, not weights",
-                    where=str(file),
-                    fix="run `git lfs pull` in the model's folder",
-                )
-            )
+            raise lfs_pointer(file, instead_of="weights")
         if len(start) < 8:
             raise _truncated(file, size, 8)
         (length,) = struct.unpack("<Q", start)

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from paretron.artifacts.guard import regular_size
+from paretron.artifacts.guard import LFS_START, lfs_pointer, regular_size
 from paretron.errors import Code, ParetronError, Problem
 
 # A header of 100 thousand tensors takes 15 MB. What JSON becomes in memory grows with its objects
@@ -57,11 +57,17 @@ def parse_object(
 def read_object(
     path: Path, *, code: Code, max_bytes: int = MAX_JSON_BYTES, max_nodes: int = MAX_JSON_NODES
 ) -> dict[str, Any]:
-    """Read a JSON object from a regular file of at most 20 MB, unless more is allowed."""
+    """Read a JSON object from a regular file of at most 20 MB, unless more is allowed.
+
+    INPUT_LFS for a git-lfs pointer, `code` for anything else that is wrong.
+    """
     size = regular_size(path)
     if size > max_bytes:
         raise _refused(code, f"{size} bytes, larger than {max_bytes}", str(path))
-    return parse_object(path.read_bytes(), where=str(path), code=code, max_nodes=max_nodes)
+    text = path.read_bytes()
+    if text.startswith(LFS_START):
+        raise lfs_pointer(path, instead_of="JSON")
+    return parse_object(text, where=str(path), code=code, max_nodes=max_nodes)
 
 
 def dumps(value: object) -> str:

@@ -48,7 +48,7 @@ def staged(
     lock = target.parent / f".{target.name}.lock"
     with _full_disk_told(target, staging, needed_bytes), locked(lock, what=str(target)):
         refuse_existing(target, overwrite=overwrite)  # another process may have published it
-        shutil.rmtree(staging, ignore_errors=True)  # a killed process left it
+        _remove(staging)  # a killed process left it
         _refuse_too_little_space(target, needed_bytes)
         try:
             with _full_disk_told(target, staging, needed_bytes):
@@ -59,7 +59,7 @@ def staged(
                 _fsync_tree(staging)
                 _publish(staging, target, overwrite=overwrite)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            _remove(staging)
 
 
 def refuse_existing(target: Path, *, overwrite: bool) -> None:
@@ -96,7 +96,11 @@ def locked(path: Path, *, what: str) -> Iterator[None]:
     The kernel frees the lock when its holder dies, so a killed process never blocks the next. The
     file is removed with the lock.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # a file stands where the folder should be
+        number = errno.ENOTDIR
+        raise NotADirectoryError(number, os.strerror(number), error.filename) from error
     with _lock_file(path, what) as f:
         f.seek(0)
         f.truncate()
@@ -111,7 +115,7 @@ def locked(path: Path, *, what: str) -> Iterator[None]:
 def _lock_file(path: Path, what: str) -> TextIO:
     """The opened and locked file at `path`; again when its last holder has just removed it."""
     while True:
-        f = path.open("a+")
+        f = open(path, "a+", opener=_no_link)  # noqa: SIM115
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -135,6 +139,11 @@ def _lock_file(path: Path, what: str) -> TextIO:
         f.close()
 
 
+def _no_link(path: str, flags: int) -> int:
+    """Open a file, but not what somebody's link at its place leads to: ELOOP."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def _no_locks(what: str, error: OSError) -> ParetronError:
     return ParetronError(
         Problem(
@@ -154,6 +163,14 @@ def _holder(f: TextIO) -> str:
         if text := f.read(200):
             return text
     return "unknown"
+
+
+def _remove(staging: Path) -> None:
+    """Remove what a staging folder's place holds: after a swap that may be a file or a link."""
+    if staging.is_symlink() or staging.is_file():
+        staging.unlink()
+    else:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _publish(staging: Path, target: Path, *, overwrite: bool) -> None:

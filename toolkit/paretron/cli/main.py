@@ -30,12 +30,15 @@ from paretron.cli import (
 )
 from paretron.cli.output import say_problems, say_traceback
 from paretron.errors import Code, ParetronError, Problem
+from paretron.run.signals import interruptible
 
 # A path that the system refuses is the user's to change, not a bug of ours.
 _PATH_REFUSED = (
     errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM,
     errno.EROFS,
 )  # fmt: skip
+
+_STOPPED = 130  # what typer makes of Ctrl-C
 
 # A line each, as a table for people and for scripts.
 EXIT_CODES = {
@@ -101,7 +104,10 @@ def _run(arguments: list[str]) -> int:
     verbose = "-v" in arguments or "--verbose" in arguments
     as_json = "--json" in arguments
     try:
-        result: Any = app(arguments, prog_name="paretron", standalone_mode=False)
+        with interruptible():  # every verb puts its half-made work away, also for SIGTERM
+            result: Any = app(arguments, prog_name="paretron", standalone_mode=False)
+            if result == _STOPPED:
+                raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except ParetronError as error:
         if verbose:
@@ -113,11 +119,14 @@ def _run(arguments: list[str]) -> int:
         command = context.command_path if context is not None else "paretron"
         # The formatted message names the option and its closest spelling; str() does not.
         cause = " ".join(getattr(error, "format_message", error.__str__)().split())
-        problem = Problem(Code.USAGE, cause, fix=f"`{command} --help`")
+        if not cause and not as_json:  # no verb: its help has just been printed
+            return Code.USAGE.exit
+        problem = Problem(Code.USAGE, cause or "no verb", fix=f"`{command} --help`")
         say_problems([problem], as_json=as_json)
         return Code.USAGE.exit
     except (KeyboardInterrupt, typer.Abort):
-        say_problems([Problem(Code.INTERRUPTED, "stopped on request")], as_json=as_json)
+        problem = Problem(Code.INTERRUPTED, "stopped on request", fix="the same command again")
+        say_problems([problem], as_json=as_json)
         return Code.INTERRUPTED.exit
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone

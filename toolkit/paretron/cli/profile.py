@@ -36,6 +36,7 @@ def profile(
     verbose: o.Verbose = False,
 ) -> None:
     """Measure prefill and decode speed of several models, interleaved, on one engine."""
+    from paretron.artifacts.staging import refuse_overlap
     from paretron.cli.progress import Progress
     from paretron.recipe import Engine, Profile
     from paretron.run.measure import PROFILE, models_by_name, publish_profile
@@ -50,6 +51,8 @@ def profile(
     )
     named = models_by_name(models, engine=engine)
     folders = {m.name: next(iter(m.folders.values())) for m in named}
+    for folder in folders.values():
+        refuse_overlap(out, folder)
     with Progress(None, quiet=quiet or as_json) as progress:
         publish_profile(
             named,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from paretron.cli import options as o
 from paretron.cli.output import opened
 
 if TYPE_CHECKING:
+    from paretron.artifacts.reader import Checkpoint
     from paretron.recipe import Student
 
 Size = Annotated[int | None, typer.Option(min=1, help="Target size of this axis.")]
@@ -39,9 +41,8 @@ def prune(
     from paretron.artifacts.staging import refuse_overlap
     from paretron.cli.progress import Progress
     from paretron.compensate.stage import prune_compensated
-    from paretron.errors import raise_all
     from paretron.families import sizes
-    from paretron.plan.shapes import student_sizes, target_problems
+    from paretron.plan.shapes import student_sizes
     from paretron.recipe import Prune, Score, load_recipe
     from paretron.run.single import provenance_of, text_store
     from paretron.surgery.ahead import in_background
@@ -55,9 +56,7 @@ def prune(
     ranking = loaded.score if loaded else Score()
     checkpoint = opened(model)
     have = sizes(checkpoint.family, checkpoint.config)
-    raise_all(
-        target_problems("--out", have, target, family=checkpoint.family, config=checkpoint.config)
-    )
+    _refuse(target, checkpoint)
     parts = {"student": target, "prune": settings, "score": ranking} | (
         {"compensate": loaded.compensate} if loaded else {}
     )
@@ -97,6 +96,21 @@ def prune(
                     on_event=progress.of("prune"),
                 )
     typer.echo(str(out))
+
+
+def _refuse(target: Student, checkpoint: Checkpoint) -> None:
+    """RECIPE_TARGET, said of the options that asked for it, for what cannot be had."""
+    from paretron.errors import raise_all
+    from paretron.families import sizes
+    from paretron.plan.shapes import target_problems
+
+    family, config = checkpoint.family, checkpoint.config
+    problems = []
+    for problem in target_problems("", sizes(family, config), target, family=family, config=config):
+        axis = problem.where.rpartition(".")[2]
+        option = f"--{axis.replace('_', '-')}" if axis else ""
+        problems.append(replace(problem, where=option))
+    raise_all(problems)
 
 
 def _target(**asked: int | None) -> Student:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+AnyPath = TypeVar("AnyPath", str, Path)
+_LONGEST_NAME = 255
 
 
 def _written_as_number(value: object) -> object:
@@ -15,7 +19,20 @@ def _written_as_number(value: object) -> object:
     return value
 
 
+def _nameable(value: AnyPath) -> AnyPath:
+    # Asking for such a file is an error of the system's own, wherever it is asked.
+    longest = max(len(part.encode()) for part in str(value).split("/"))
+    if longest > _LONGEST_NAME:
+        raise PydanticCustomError(
+            "place",
+            "A name of {found} bytes is longer than the {longest} that a file may have",
+            {"found": longest, "longest": _LONGEST_NAME},
+        )
+    return value
+
+
 NUMBER = BeforeValidator(_written_as_number)
+NAMEABLE = AfterValidator(_nameable)
 Positive = Annotated[int, NUMBER, Field(gt=0, le=10**9)]
 Count = Annotated[int, NUMBER, Field(ge=0, le=10**9)]
 SeqLen = Annotated[int, NUMBER, Field(ge=2, le=10**9)]  # a token is learned from the one before it
@@ -25,7 +42,7 @@ Rate = Annotated[float, NUMBER, Field(gt=0, lt=1, allow_inf_nan=False)]
 Share = Annotated[float, NUMBER, Field(ge=0, lt=1, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
 # A path or an id: no control characters, and no longer than a file system takes.
-Place = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f]+$")]
+Place = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f]+$"), NAMEABLE]
 
 
 class Section(BaseModel):

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StrictBool, model_validator
 
-from paretron.recipe.base import NUMBER as _NUMBER
 from paretron.recipe.base import (
+    NAMEABLE,
     Count,
     Name,
     Place,
@@ -24,6 +24,7 @@ from paretron.recipe.base import (
     Share,
     Tokens,
 )
+from paretron.recipe.base import NUMBER as _NUMBER
 from paretron.recipe.searching import Search
 
 
@@ -312,7 +313,7 @@ class Engine(Section):
     """A serving engine; `python` names the interpreter of one that has its own environment."""
 
     name: Name
-    python: Path | None = None
+    python: Annotated[Path, NAMEABLE] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
-from paretron.artifacts.staging import refuse_existing
+from paretron.artifacts.staging import refuse_existing, refuse_overlap
 from paretron.errors import raise_all
 from paretron.families import Sizes, family_of, sizes
 from paretron.families.experts import PER_TOKEN, is_moe_layer
@@ -42,6 +42,8 @@ def check_recipe(
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paretron-")))
         real = make_plan(recipe, out=folder, offline=offline)
+        if real.teacher_folder is not None:
+            refuse_overlap(folder, real.teacher_folder)
         raise_all(real.problems)
         if watcher is not None:
             for notice in real.notices:

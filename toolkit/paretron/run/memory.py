@@ -32,11 +32,12 @@ def remembered(memory: Path, name: str, files: Sequence[Path], compute: Callable
     stats = [(p, p.stat()) for p in files]
     seen = [[str(p), s.st_size, s.st_mtime_ns, s.st_ctime_ns] for p, s in stats]
     try:
-        known: dict[str, Any] = json.loads(memory.read_text())
+        known: Any = json.loads(memory.read_text())
     except (OSError, ValueError):  # it is only a memory
         known = {}
+    known = known if isinstance(known, dict) else {}
     entry = known.get(name)
-    if entry is None or entry["seen"] != seen:
+    if not isinstance(entry, dict) or entry.get("seen") != seen or "hash" not in entry:
         entry = known[name] = {"seen": seen, "hash": compute()}
         _keep(memory, known)
     return str(entry["hash"])

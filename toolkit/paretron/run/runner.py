@@ -147,9 +147,7 @@ def _given_teacher(plan: Plan, events: EventLog, *, offline: bool) -> Path:
     revision = plan.teacher_commit or teacher.revision
     located = locate(str(teacher.model), revision=revision, offline=offline, weights=True)
     for notice in Checkpoint.open(located.folder).notices:
-        if (
-            notice not in plan.notices
-        ):  # told already when its headers were there to be planned with
+        if notice not in plan.notices:  # its headers may have been planned with
             events.emit(TEACHER, "notice", {"message": notice})
     fields = {"folder": str(located.folder), "commit": located.commit}
     events.emit(TEACHER, "given", fields)
