@@ -10,6 +10,7 @@ from paretron.artifacts.jsonfile import dump
 from paretron.artifacts.manifest import Provenance
 from paretron.artifacts.reader import Checkpoint
 from paretron.artifacts.staging import staged
+from paretron.artifacts.tokenizer import check_tokenizer
 from paretron.errors import Code, Problem, raise_all
 from paretron.evaluate.parity import ParityReport
 from paretron.families import Sizes, family_of, sizes
@@ -66,6 +67,7 @@ class GgufExporter:
         Errors: INPUT_TOKENIZER (not a byte-level BPE), GATE_PARITY.
         """
         checkpoint = Checkpoint.open(source)
+        check_tokenizer(source, vocab=checkpoint.config["vocab_size"])
         raise_all(self.problems(checkpoint.config, export=export))
 
         from paretron.artifacts.card import write_card

@@ -16,6 +16,7 @@ from paretron.artifacts.manifest import Provenance
 from paretron.artifacts.reader import Checkpoint
 from paretron.artifacts.serving import transformers_note, vllm_limit
 from paretron.artifacts.staging import staged
+from paretron.artifacts.tokenizer import check_tokenizer
 from paretron.artifacts.writer import TensorWriter
 from paretron.errors import Code, ParetronError, Problem, raise_all
 from paretron.evaluate.parity import (
@@ -72,6 +73,7 @@ class HfExporter:
         from paretron.artifacts.companions import write_companions
 
         checkpoint = Checkpoint.open(source)
+        check_tokenizer(source, vocab=checkpoint.config["vocab_size"])
         raise_all(self.problems(checkpoint.config, export=export))
         dtypes = written_dtypes(checkpoint, export.dtype)
         main = DTYPE_NAMES[dtypes["model.embed_tokens.weight"]]

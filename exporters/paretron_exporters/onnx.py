@@ -11,6 +11,7 @@ from paretron.artifacts.jsonfile import dump
 from paretron.artifacts.manifest import Provenance
 from paretron.artifacts.reader import Checkpoint
 from paretron.artifacts.staging import staged
+from paretron.artifacts.tokenizer import check_tokenizer
 from paretron.errors import Problem, raise_all
 from paretron.evaluate.parity import ParityReport
 from paretron.recipe import Export
@@ -52,6 +53,7 @@ class OnnxExporter:
         Errors: ENGINE (the builder failed), GATE_RELOAD, GATE_PARITY.
         """
         checkpoint = Checkpoint.open(source)
+        check_tokenizer(source, vocab=checkpoint.config["vocab_size"])
         raise_all(self.problems(checkpoint.config, export=export))
 
         from paretron.artifacts.card import write_card

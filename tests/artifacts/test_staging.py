@@ -95,13 +95,14 @@ def test_overwrite_exchanges(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("kind", ["file", "link", "dangling"])
-def test_overwriting_what_is_no_folder_leaves_nothing_behind(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["link", "dangling", "empty"])
+def test_overwriting_what_holds_nothing_else_leaves_nothing_behind(
+    kind: str, tmp_path: Path
+) -> None:
     target, other = tmp_path / "out", tmp_path / "other"
-    other.mkdir()
-    (other / "mine").write_text("")
-    if kind == "file":
-        target.write_text("old")
+    publish(other, "old")
+    if kind == "empty":
+        target.mkdir()
     else:
         target.symlink_to(other if kind == "link" else "nowhere")
     for text in ("new", "newer"):
@@ -109,7 +110,24 @@ def test_overwriting_what_is_no_folder_leaves_nothing_behind(kind: str, tmp_path
         assert content(target) == text
         assert not target.is_symlink()
         assert leftovers(tmp_path) == []
-    assert (other / "mine").exists()
+    assert content(other) == "old"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_what_somebody_else_wrote_is_not_overwritten(kind: str, tmp_path: Path) -> None:
+    target, other = tmp_path / "out", tmp_path / "thesis"
+    if kind == "file":
+        target.write_text("mine")
+    else:
+        folder = target if kind == "folder" else other
+        folder.mkdir()
+        (folder / "thesis.txt").write_text("mine")
+        if kind == "link":
+            target.symlink_to(other)
+    with pytest.raises(ParetronError, match="did not write") as caught:
+        publish(target, "x", overwrite=True)
+    assert caught.value.exit_code == 2
+    assert (target if kind == "file" else target / "thesis.txt").read_text() == "mine"
 
 
 def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:

@@ -278,10 +278,20 @@ for key, value in (
     ("num_hidden_layers", 10**9), ("hidden_size", -1), ("vocab_size", "4096"),
     ("intermediate_size", 4096.5), ("num_attention_heads", True), ("head_dim", 0),
     ("num_key_value_heads", 3), ("tie_word_embeddings", "false"), ("rope_theta", "big"),
-    ("rope_scaling", 8),
+    ("rope_scaling", 8), ("hidden_act", "__import__"),
 ):  # fmt: skip
     row(f"I19-{key}", Code.INPUT_CONFIG, key)(
         lambda folder, key=key, value=value: set_config(folder, **{key: value})  # type: ignore[misc]
+    )
+
+
+for rope in (
+    {"rope_type": "mine"}, {"type": "evil", "factor": 2.0}, {"rope_type": "linear", "factor": "2"},
+    {"rope_type": "yarn", "beta_fast": [1]}, {"rope_type": "longrope", "long_factor": [1.0, "x"]},
+    {"full_attention": {"rope_type": "default", "rope_theta": float("1e300") * 10}},
+):  # fmt: skip
+    row(f"I19-rope-{'-'.join(map(str, rope.values()))}"[:40], Code.INPUT_CONFIG, "rope_scaling.")(
+        lambda folder, rope=rope: set_config(folder, rope_scaling=rope, rope_parameters=None)  # type: ignore[misc]
     )
 
 

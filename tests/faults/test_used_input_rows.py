@@ -175,12 +175,19 @@ I22: dict[str, tuple[Callable[[Path], None], Code, str]] = {
 }
 
 
-@pytest.mark.parametrize("verb", ["plan", "score"])
+@pytest.mark.parametrize("verb", ["plan", "score", "prune", "export"])
 @pytest.mark.parametrize("id", I22)
 def test_i22_a_tokenizer_that_does_not_fit(
-    id: str, verb: str, pico: PicoMaker, refused: Refused, tmp_path: Path
+    id: str,
+    verb: str,
+    pico: PicoMaker,
+    scores: Callable[[Path], Path],
+    refused: Refused,
+    cli: Cli,
+    tmp_path: Path,
 ) -> None:
     folder = pico()
+    given = scores(folder) if verb == "prune" else tmp_path
     make, code, says = I22[id]
     make(folder)
     recipe = tmp_path / "recipe.yaml"
@@ -188,7 +195,12 @@ def test_i22_a_tokenizer_that_does_not_fit(
     arguments = {
         "plan": (recipe,),
         "score": (folder, "--recipe", recipe, "--out", tmp_path / "out"),
+        "prune": (folder, "--scores", given, "--hidden", "48", "--out", tmp_path / "out"),
+        "export": (folder, "--to", "hf", "--out", tmp_path / "out"),
     }
+    if id == "I22-no-tokenizer" and verb in ("prune", "export"):
+        assert "no tokenizer.json here" in cli(verb, *arguments[verb]).err  # weights are welcome
+        return
     refused(verb, *arguments[verb], code=code, names=says)
 
 

@@ -15,20 +15,10 @@ from typing import Any
 from paretron.artifacts.allowed import check_token_ids, clean_config
 from paretron.artifacts.guard import inside
 from paretron.artifacts.jsonfile import read_object
+from paretron.artifacts.values import check_values
 from paretron.errors import Code, ParetronError, Problem
 from paretron.families import Family, explicit, family_of, logit_rule, sizes
 from paretron.families.llama import MISTRAL
-
-# What the keys that we read ourselves may hold, besides null.
-_TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
-    "tie_word_embeddings": ((bool,), "true or false"),
-    "attention_bias": ((bool,), "true or false"),
-    "mlp_bias": ((bool,), "true or false"),
-    "rope_theta": ((int, float), "a number"),
-    "partial_rotary_factor": ((int, float), "a number"),
-    "rope_parameters": ((dict,), "an object"),
-    "rope_scaling": ((dict,), "an object"),
-}
 
 DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -58,38 +48,11 @@ def read_config_and_notices(folder: Path) -> tuple[dict[str, Any], tuple[str, ..
     family = family_of(found)
     config = explicit(family, found)
     logit_rule(family, config)
-    _check_types(config)
+    check_values(family, config)
     size = sizes(family, config)
     _check_lists(family, config, layers=size["layers"])
     check_token_ids(config, vocab=size["vocab"], file="config.json", code=Code.INPUT_CONFIG)
     return clean_config(config, family, layers=size["layers"])
-
-
-def _check_types(config: Mapping[str, Any]) -> None:
-    if config.get("quantization_config") is not None:
-        raise ParetronError(
-            Problem(
-                Code.INPUT_CONFIG,
-                "the weights are quantised",
-                where="config.json: quantization_config",
-                fix="start from the checkpoint that was not quantised",
-            )
-        )
-    groups = [config.get(name) for name in ("rope_parameters", "rope_scaling")]
-    for part in (config, *(g for g in groups if isinstance(g, dict))):
-        for key, (types, allowed) in _TYPES.items():
-            value = part.get(key)
-            # A bool is an int to Python, but no number to a config.
-            wrong = not isinstance(value, types) or (isinstance(value, bool) and bool not in types)
-            if value is not None and wrong:
-                raise ParetronError(
-                    Problem(
-                        Code.INPUT_CONFIG,
-                        f"{key} is {str(value)[:60]!r}",
-                        where=f"config.json: {key}",
-                        fix=allowed,
-                    )
-                )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretron.artifacts.config import DTYPE_NAMES, read_config_and_notices
+from paretron.artifacts.guard import inside
 from paretron.artifacts.headers import TensorEntry, read_header
 from paretron.artifacts.shards import (
     INDEX,
@@ -20,7 +21,7 @@ from paretron.artifacts.shards import (
     weight_files,
 )
 from paretron.artifacts.tensors import check_finite, map_entry
-from paretron.artifacts.tokenizer import code_notices
+from paretron.artifacts.tokenizer import TOKENIZER, code_notices
 from paretron.errors import Code, ParetronError, Problem, raise_all
 from paretron.families import Family, expected_tensors, family_of, sizes
 
@@ -63,6 +64,8 @@ class Checkpoint:
             notices += (f"not read, another copy of the weights: {_some(weights.ignored)}",)
         if derived:
             notices += (f"left out, the config determines them: {_some(derived)}",)
+        if inside(path, TOKENIZER) is None:
+            notices += (f"no {TOKENIZER} here: what is made of it cannot be given text",)
         checkpoint = cls(path, config, family, found, notices)
         checkpoint._check_table()
         return checkpoint

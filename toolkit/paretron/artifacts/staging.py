@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from paretron.artifacts.manifest import Provenance, write_manifest
+from paretron.artifacts.manifest import MANIFEST, Provenance, write_manifest
 from paretron.errors import Code, ParetronError, Problem
 
 _RENAME_EXCHANGE = 2  # linux/fs.h
@@ -63,16 +63,26 @@ def staged(
 
 
 def refuse_existing(target: Path, *, overwrite: bool) -> None:
-    """OUT_EXISTS when something is at `target` that nobody said to replace."""
-    if not overwrite and os.path.lexists(target):
-        raise ParetronError(
-            Problem(
-                Code.OUT_EXISTS,
-                "already exists",
-                where=str(target),
-                fix="name another --out, or add --overwrite",
-            )
-        )
+    """OUT_EXISTS when something is at `target` that nobody said to replace, or that is not ours.
+
+    What may be replaced is an artifact (it has a manifest) or an empty folder.
+    """
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        cause, fix = "already exists", "name another --out, or add --overwrite"
+    elif _is_ours(target):
+        return
+    else:
+        cause = "holds something that Paretron did not write, which --overwrite would remove"
+        fix = "name another --out, or remove it yourself"
+    raise ParetronError(Problem(Code.OUT_EXISTS, cause, where=str(target), fix=fix))
+
+
+def _is_ours(target: Path) -> bool:
+    if not target.is_dir():
+        return target.is_symlink() and not target.exists()  # a link to nowhere holds nothing
+    return (target / MANIFEST).is_file() or not any(target.iterdir())
 
 
 def refuse_overlap(out: Path, source: Path) -> None:

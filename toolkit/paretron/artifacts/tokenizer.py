@@ -11,7 +11,7 @@ from typing import Any
 from paretron.artifacts.allowed import check_token_ids, code_keys, left_out
 from paretron.artifacts.guard import inside
 from paretron.artifacts.jsonfile import read_object
-from paretron.errors import Code, ParetronError, Problem
+from paretron.errors import Code, ParetronError, Problem, raise_all
 
 TOKENIZER = "tokenizer.json"
 # Files beside the weights that may name code, and their keys with an underscore that may stay.
@@ -69,6 +69,12 @@ def tokenizer_problems(folder: Path, *, vocab: int) -> list[Problem]:
         return list(_problems(folder, vocab))
     except ParetronError as error:
         return list(error.problems)
+
+
+def check_tokenizer(folder: Path, *, vocab: int) -> None:
+    """INPUT_TOKENIZER when a tokenizer is there and does not fit an embedding of `vocab` rows."""
+    if inside(folder, TOKENIZER) is not None:
+        raise_all(tokenizer_problems(folder, vocab=vocab))
 
 
 def _problems(folder: Path, vocab: int) -> Iterator[Problem]:

@@ -17,6 +17,7 @@ from paretron.artifacts.jsonfile import dump
 from paretron.artifacts.manifest import Provenance
 from paretron.artifacts.reader import Checkpoint
 from paretron.artifacts.staging import refuse_overlap, staged
+from paretron.artifacts.tokenizer import check_tokenizer
 from paretron.artifacts.writer import Layout, TensorWriter
 from paretron.compensate.basis import principal_basis
 from paretron.compensate.decide import Decision, decide
@@ -69,6 +70,7 @@ def prune_compensated(
     """
     refuse_overlap(out, model)
     checkpoint = Checkpoint.open(model)
+    check_tokenizer(model, vocab=checkpoint.config["vocab_size"])
     loaded = Scores.load(scores)
     same_model(checkpoint, loaded)
     decision = decide(

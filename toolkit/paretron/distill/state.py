@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from paretron.artifacts.jsonfile import dump, read_object
-from paretron.artifacts.manifest import Provenance, verify
+from paretron.artifacts.manifest import MANIFEST, Provenance, verify
 from paretron.artifacts.staging import staged
 from paretron.distill.history import History
 from paretron.distill.job import OnEvent
@@ -154,7 +154,10 @@ class StateFolder:
             self.world.from_leader(None)  # published
             return
         provenance = Provenance(kind=KIND, settings=self.settings)
-        with staged(self.folder / name, provenance=provenance, overwrite=True) as folder:
+        target = self.folder / name
+        if target.exists() and not (target / MANIFEST).is_file():
+            _remove(target)  # damaged so far that staging would not take it for ours
+        with staged(target, provenance=provenance, overwrite=True) as folder:
             yield self.world.from_leader(folder)
             # dcp.save returns when every process has written its part
         self.world.from_leader(None)

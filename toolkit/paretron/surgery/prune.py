@@ -20,6 +20,7 @@ from paretron.artifacts.manifest import MANIFEST, Provenance, identity
 from paretron.artifacts.passing import BLOCK_BYTES
 from paretron.artifacts.reader import Checkpoint
 from paretron.artifacts.staging import refuse_overlap, staged
+from paretron.artifacts.tokenizer import check_tokenizer
 from paretron.artifacts.writer import Layout, TensorWriter
 from paretron.errors import Code, ParetronError, Problem
 from paretron.families import Placed, Sizes, placed_tensors
@@ -53,6 +54,7 @@ def prune(
     """
     refuse_overlap(out, model)
     checkpoint = Checkpoint.open(model)
+    check_tokenizer(model, vocab=checkpoint.config["vocab_size"])
     loaded = Scores.load(scores)
     same_model(checkpoint, loaded)
     selection = choose(loaded, sizes=sizes, score=score)
