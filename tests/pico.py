@@ -13,13 +13,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-PICO_FAMILIES = (
-    "llama", "mistral", "qwen2", "qwen3", "nemotron",
-    "gemma2", "gemma3_text", "phi3", "olmo2", "granite", "starcoder2",
-)  # fmt: skip
-# Their MLP is one of experts.
-MOE_FAMILIES = ("mixtral", "qwen3_moe")
-
 _SIZES: dict[str, Any] = {
     "vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 96,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
@@ -60,6 +53,10 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 48, "mlp_only_layers": [1], "norm_topk_prob": True,
     },
 }  # fmt: skip
+
+# Their MLP is one of experts.
+MOE_FAMILIES = tuple(name for name, config in _FAMILY.items() if "num_experts_per_tok" in config)
+PICO_FAMILIES = tuple(name for name in _FAMILY if name not in MOE_FAMILIES)
 
 _SPECIAL = ("<s>", "</s>", "<pad>")
 _UNUSED = 8

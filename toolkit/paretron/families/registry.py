@@ -1,30 +1,31 @@
-"""The families there are, and finding the one that a config belongs to."""
+"""The families there are, and finding the one that a config belongs to.
+
+Every `Family` in a module of this package is one, so a new family is a new file.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 from paretron.errors import Code, ParetronError, Problem
-from paretron.families.gemma import GEMMA2, GEMMA3
-from paretron.families.granite import GRANITE
-from paretron.families.llama import LLAMA, MISTRAL
-from paretron.families.moe import MIXTRAL, QWEN3_MOE
-from paretron.families.nemotron import NEMOTRON
-from paretron.families.olmo2 import OLMO2
-from paretron.families.phi3 import PHI3
-from paretron.families.qwen import QWEN2, QWEN3
-from paretron.families.starcoder2 import STARCODER2
 from paretron.families.table import Family
 
+
+def _tables() -> Iterator[Family]:
+    folder = Path(__file__).parent
+    for name in sorted(m.name for m in iter_modules([str(folder)]) if m.name != "registry"):
+        found = vars(import_module(f"paretron.families.{name}")).values()
+        yield from (value for value in found if isinstance(value, Family))
+
+
 FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (
-        LLAMA, MISTRAL, QWEN2, QWEN3, NEMOTRON, GEMMA2, GEMMA3, PHI3, OLMO2, GRANITE, STARCODER2,
-        MIXTRAL, QWEN3_MOE,
-    )
-}  # fmt: skip
+    f.model_type: f for f in sorted(_tables(), key=lambda f: f.model_type)
+}
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
