@@ -43,6 +43,7 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.5, "logits_scaling": 2.0,
     },
     "starcoder2": {"rope_theta": 10000.0},
+    "smollm3": {"rope_theta": 10000.0, "no_rope_layer_interval": 2},
     "mixtral": {
         "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "num_local_experts": 4,
         "num_experts_per_tok": 2, "sliding_window": None, "intermediate_size": 48,
