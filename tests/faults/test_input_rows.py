@@ -251,7 +251,7 @@ def _(folder: Path) -> None:
     set_config(folder, tie_word_embeddings=True)
 
 
-@row("I16-unsupported", Code.INPUT_FAMILY, "made_up", "supported: llama")
+@row("I16-unsupported", Code.INPUT_FAMILY, "made_up", "supported: gemma2")
 def _(folder: Path) -> None:
     (folder / "evil.py").write_text(f"open({str(folder.parent / 'canary')!r}, 'w')\n")
     set_config(folder, model_type="made_up", auto_map={"AutoConfig": "evil.Config"})
@@ -264,7 +264,7 @@ def _(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(f"cos\nsystem\n(S'touch {canary}'\ntR.".encode())
 
 
-@row("I18-model-type", Code.INPUT_FAMILY, "lama", "supported: llama,", "closest is llama")
+@row("I18-model-type", Code.INPUT_FAMILY, "lama", "supported: gemma2,", "closest is llama")
 def _(folder: Path) -> None:
     set_config(folder, model_type="lama")
 

@@ -36,7 +36,11 @@ from paretron.importance.score import score_windows
 from paretron.importance.scores import Scores, rank
 from paretron.importance.statistics import aggregate
 from paretron.recipe import Score
-from pico import PICO_FAMILIES, pico_model
+from paretron.recipe.searching import Budget, Space
+from paretron.search.candidates import all_hold
+from paretron.search.costs import measures
+from paretron.search.space import shapes_of
+from pico import MOE_FAMILIES, PICO_FAMILIES, pico_model
 from picoscores import prune_to
 from reload import check_reload
 from surgery import test_prune as pruning
@@ -45,7 +49,12 @@ from surgery import test_tables as tables
 TESTS = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("family", PICO_FAMILIES)
+EVERY = (*PICO_FAMILIES, *MOE_FAMILIES)
+# Where layers are of two kinds, a count depends on which layers stay, and a budget on the scores.
+ONE_KIND = tuple(family for family in EVERY if family != "qwen3_moe")
+
+
+@pytest.mark.parametrize("family", EVERY)
 def test_p1_a_reordered_axis_moves_no_logit(family: str) -> None:
     tables.test_permutation_oracle(family)
 
@@ -55,7 +64,7 @@ def test_p2_a_broken_table_is_caught() -> None:
     tables.test_every_broken_table_is_caught("mistral")
 
 
-@pytest.mark.parametrize("family", PICO_FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_p3_keeping_everything(family: str, pico: PicoMaker) -> None:
     pruning.test_keeping_everything_is_byte_identical(pico, family, "bfloat16")
 
@@ -93,7 +102,7 @@ def test_p4_the_table_and_the_library_s_tensor_parallel_plan(family: str) -> Non
     assert split_by_table(FAMILIES[family]) == theirs
 
 
-@pytest.mark.parametrize("family", PICO_FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_p4_the_table_and_the_state_dict(family: str) -> None:
     tables.test_table_equals_state_dict(family, {})
 
@@ -120,7 +129,7 @@ def test_p5_an_unknown_list_with_an_entry_a_layer(
     refused("plan", recipe, code=Code.INPUT_CONFIG, names="window_of_layer")
 
 
-@pytest.mark.parametrize("family", PICO_FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_p6_a_tap_that_matches_nothing(family: str) -> None:
     model = pico_model(family, num_hidden_layers=2)
     rows = FAMILIES[family].tensors
@@ -163,7 +172,7 @@ def assert_equal_scores(one: Observed, two: Observed) -> None:
     )
 
 
-@pytest.mark.parametrize("family", PICO_FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_p7_batches_and_order(family: str) -> None:
     whole = observed(family, WINDOWS, micro_batch=8)
     assert_equal_scores(observed(family, WINDOWS, micro_batch=1), whole)
@@ -239,14 +248,14 @@ def test_p8_longer_than_the_context(pico: PicoMaker, refused: Refused, tmp_path:
 
 def test_p10_a_fresh_process_computes_the_same(pico: PicoMaker, tmp_path: Path) -> None:
     folders = []
-    for family in PICO_FAMILIES:
+    for family in EVERY:
         model = pico(family, name=f"{family}/model")
         folders.append(tmp_path / family / "out")
         prune_to(model, folders[-1], hidden=48, layers=3, kv_heads=1, merge_heads=True)
     code = reload_elsewhere(tmp_path / "logits.safetensors", *folders)
     assert code == 0
     logits = load_file(tmp_path / "logits.safetensors")
-    assert set(logits) == set(PICO_FAMILIES)
+    assert set(logits) == set(EVERY)
     for folder in folders:
         assert torch.equal(logits[folder.parent.name], check_reload(folder))
 
@@ -264,35 +273,44 @@ def reload_elsewhere(target: Path, *folders: Path) -> int:
 
 
 @settings(max_examples=25)
-@given(data=st.data(), family=st.sampled_from(PICO_FAMILIES))
+@given(data=st.data(), family=st.sampled_from(ONE_KIND))
 def test_p11_any_feasible_target(
     data: st.DataObject, family: str, pico_of: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    """The largest shape of a drawn space that a drawn budget allows, cut and counted on disk."""
     model = pico_of(family)
     checkpoint = Checkpoint.open(model)
     have = sizes(checkpoint.family, checkpoint.config)
-    step = data.draw(st.sampled_from((1, 8, 16)))
-    new: dict[str, Any] = {
-        axis: step * data.draw(st.integers(1, have[axis] // step), label=axis)
-        for axis in ("hidden", "ffn", "moe_ffn")
-        if axis in have
-    }
-    new |= {
-        axis: data.draw(st.integers(1, have[axis]), label=axis)
-        for axis in ("kv_heads", "q_per_kv", "layers")
-    }
+    whole_rows = "experts" in have or checkpoint.family.hidden_multiple_of_heads
+    step = data.draw(st.sampled_from((8, 16) if whole_rows else (1, 8, 16)))
+    space = Space.model_validate(
+        {
+            axis: {"from": step, "to": have[axis], "multiple": step}
+            for axis in ("hidden", "ffn", "moe_ffn")
+            if axis in have
+        }
+        | {"layers": {"from": 1, "to": have["layers"]}}
+    )
+    shapes = shapes_of(space, have)
+    whole = parameter_counts(checkpoint.family, checkpoint.config).total
+    most = data.draw(st.integers(whole // 6, whole), label="budget")
+    budget = measures(
+        Budget.model_validate({"params": most}), shapes,
+        family=checkpoint.family, config=checkpoint.config, dtype="F32",
+    )  # fmt: skip
+    within = shapes.of(all_hold(shapes, budget))
+    new = data.draw(
+        st.sampled_from([within.at(i) for i in range(0, len(within), 7)]), label="shape"
+    )
     out = tmp_path_factory.mktemp("p11") / "out"
-    prune_to(model, out, **new)
+    prune_to(model, out, merge_heads=False, scores=None, **new)
     written = Checkpoint.open(out)
     assert sizes(written.family, written.config) == have | new
     assert {n: e.shape for n, e in written.entries.items()} == expected_tensors(
         written.family, written.config
     )
-    params = parameter_counts(written.family, written.config).total
-    assert sum(torch.Size(e.shape).numel() for e in written.entries.values()) == params
-    assert params <= parameter_counts(checkpoint.family, checkpoint.config).total
-    assert all(written.config[k] % step == 0 for k in ("hidden_size", "intermediate_size"))
-    assert written.config["num_attention_heads"] % written.config["num_key_value_heads"] == 0
+    assert sum(torch.Size(e.shape).numel() for e in written.entries.values()) <= most
+    assert all(new[axis] % step == 0 for axis in ("hidden", "ffn", "moe_ffn") if axis in new)
 
 
 @pytest.fixture(scope="module")

@@ -315,6 +315,15 @@ def test_r12_an_impossible_target(id: str, recipe: Path, refused: Refused, pico:
     refused("plan", recipe, code=Code.RECIPE_TARGET, names=("students.width", says))
 
 
+def test_r12_no_multiple_of_what_engines_need(
+    recipe: Path, refused: Refused, pico: PicoMaker
+) -> None:
+    """Experts are multiplied together, which takes whole 16 bytes of each row."""
+    pico("mixtral")
+    recipe.write_text(RECIPE.replace("{hidden: 48}", "{moe_ffn: 44}"))
+    refused("plan", recipe, code=Code.RECIPE_TARGET, names=("students.width.moe_ffn", "40 or 48"))
+
+
 def test_r12_what_llama_refuses_with_biases(
     recipe: Path, refused: Refused, cli: Cli, pico: PicoMaker
 ) -> None:
