@@ -44,7 +44,8 @@ def signed_nats(value: float | None) -> str:
     """A difference of losses, its sign always shown: "+0.11"."""
     if value is None:
         return ABSENT
-    return f"{value:+.2f}".replace("-", "−")
+    digits = 3 if abs(value) < 0.05 else 2  # close students must not look equal
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def percent(value: float | None) -> str:

@@ -317,6 +317,8 @@ def test_styles_have_contrast() -> None:
         (figures.plain(0.0000123), "0.000012"),
         (figures.plain(None), "–"),
         (figures.signed_nats(-0.114), "−0.11"),
+        (figures.signed_nats(0.0041), "+0.004"),
+        (figures.signed_nats(0.0208), "+0.021"),
         (figures.percent(0.834), "83 %"),
         (figures.percent(0.0512), "5.1 %"),
         (figures.times(1.3821), "1.38×"),
