@@ -15,7 +15,8 @@
     x == null ? "–"
       : Math.abs(x) >= 10 ** (digits - 1) ? Math.round(x).toLocaleString("en-US")
         : String(Number(x.toPrecision(digits)));
-  const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(2);
+  // As in the text: close students must not look equal.
+  const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(Math.abs(x) < 0.05 ? 3 : 2);
   const times = (x) => x.toFixed(2) + "×";
 
   const base = (extra) => ({
