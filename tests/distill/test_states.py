@@ -52,10 +52,11 @@ def test_states_are_the_models_own(family: str) -> None:
     heads, kv_heads = model.config.num_attention_heads, model.config.num_key_value_heads
     assert size["output"] == size["mlp_input"] == model.config.hidden_size
     assert size["queries"] * kv_heads == size["keys"] * heads == size["values"] * heads
+    kept = dict(found)
     with torch.no_grad():
         again = model(IDS, use_cache=False, output_hidden_states=True).hidden_states
-    assert len(found) == 6  # nothing is watched any more
     assert torch.equal(again[1], hidden[1])
+    assert all(found[place] is kept[place] for place in places)  # nothing is watched any more
 
 
 def test_what_a_recipe_leaves_open_depends_on_depth() -> None:
@@ -142,4 +143,11 @@ def test_a_student_is_no_distance_from_itself() -> None:
     assert loss is not None
     own, other = captured(loss, model, model)
     assert abs(float(loss(own, other, VALID))) < 1e-4
+    assert not list(loss.parameters())
+
+
+def test_relations_alone_need_no_map() -> None:
+    student, teacher = pico_model(hidden_size=48), pico_model()
+    loss = StatesLoss.between(student, teacher, States(attention=((1, 1),)))
+    assert loss is not None
     assert not list(loss.parameters())

@@ -170,11 +170,19 @@ def test_a_loss_that_is_not_finite_stops_the_step_and_keeps_the_state(
     assert not (given["state"] / "step-000004").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "loss"),
+    [
+        (signal.SIGTERM, {}),
+        (signal.SIGINT, {}),
+        # The map to the teacher's width and the weight of the step before go on, too.
+        (signal.SIGTERM, {"loss": {"states": {"embedding": True, "output": [[1, 0]]}}}),
+    ],
+)
 def test_asked_to_stop_it_saves_and_resumes_to_the_same_bits(
-    arguments: Arguments, number: int
+    arguments: Arguments, number: int, loss: dict[str, Any]
 ) -> None:
-    whole = arguments(steps=6)
+    whole = arguments(steps=6, **loss)
     train(**whole)
 
     def stop(kind: str, fields: Mapping[str, object]) -> None:
@@ -182,7 +190,7 @@ def test_asked_to_stop_it_saves_and_resumes_to_the_same_bits(
             os.kill(os.getpid(), number)
 
     handler = signal.getsignal(number)
-    parts = arguments(steps=6, on_event=stop, validate=False) | {
+    parts = arguments(steps=6, on_event=stop, validate=False, **loss) | {
         "out": whole["out"].with_name("parts"),
         "state": whole["state"].with_name("parts-state"),
     }

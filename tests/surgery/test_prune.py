@@ -357,3 +357,17 @@ def test_logits_that_are_not_finite_fail_the_reload_check(pico: PicoMaker) -> No
     with pytest.raises(ParetronError) as caught:
         check_reload(model)
     assert caught.value.problems[0].code is Code.GATE_NONFINITE
+
+
+def test_merged_heads_that_their_dtype_cannot_hold(pico: PicoMaker, tmp_path: Path) -> None:
+    """2 a - b of two halves near the end of float16: nothing infinite may be written."""
+    model = pico(dtype="float16", num_hidden_layers=2)
+    tensors = load_file(model / "model.safetensors")
+    projection = tensors["model.layers.1.self_attn.q_proj.weight"]
+    projection.view(2, 2, -1)[:, 0], projection.view(2, 2, -1)[:, 1] = 60_000, -60_000
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    prune_to(model, tmp_path / "cut", q_per_kv=1)
+    with pytest.raises(ParetronError, match=r"layers\.1\.self_attn\.q_proj") as caught:
+        prune_to(model, tmp_path / "merged", q_per_kv=1, merge_heads=True)
+    assert caught.value.problems[0].code is Code.GATE_NONFINITE
+    assert "merge_heads" in caught.value.problems[0].fix

@@ -98,7 +98,9 @@ class StatesLoss(nn.Module):
         self.distance = distance
         self.relation_heads = relation_heads
         own, other = widths
-        self.map = nn.Linear(own, other, bias=False) if own != other else nn.Identity()
+        # Relations are compared among positions, whatever the width.
+        mapped = own != other and any(p.student.kind not in RELATIONS for p in pairs)
+        self.map = nn.Linear(own, other, bias=False) if mapped else nn.Identity()
 
     @classmethod
     def between(
@@ -142,8 +144,6 @@ class StatesLoss(nn.Module):
         if isinstance(self.map, nn.Identity):
             return
         pairs = [p for p in self.pairs if p.student.kind not in RELATIONS]
-        if not pairs:
-            return
         own = torch.cat([_normed(student[p.student]).flatten(0, 1).double() for p in pairs])
         other = torch.cat([_normed(teacher[p.teacher]).flatten(0, 1).double() for p in pairs])
         gram = own.t() @ own

@@ -63,7 +63,8 @@ class Cutter:
         """The rows of every piece in order, in blocks, in the dtype that is written."""
         for piece in pieces:
             for block in self._cut(piece):
-                yield piece, self._cast(self._balanced(block, piece), piece).contiguous()
+                computed = self._balanced(block, piece)
+                yield piece, self._cast(computed, piece, made=computed is not block).contiguous()
 
     def _cut(self, piece: Piece) -> Iterator[torch.Tensor]:
         kept = self._selection.kept(piece.layer, piece.expert)
@@ -71,7 +72,10 @@ class Cutter:
             ranks = self._selection.head_ranks[piece.layer]
             if givers(piece.row, sizes=self._sizes, kept=kept, ranks=ranks) is not None:
                 whole = self._checkpoint.read(piece.source)
-                yield merged_slice(whole, piece.row, sizes=self._sizes, kept=kept, ranks=ranks)
+                merged = merged_slice(whole, piece.row, sizes=self._sizes, kept=kept, ranks=ranks)
+                where = self._checkpoint.where(piece.source)
+                _representable(merged, where, fix="set prune.merge_heads to false")
+                yield merged
                 return
         rows, *others = (dim_index(d, sizes=self._sizes, kept=kept) for d in piece.row.dims)
         if not _ascending(rows):
@@ -98,23 +102,30 @@ class Cutter:
         tensor = self._checkpoint.read(piece.source)
         return slice_tensor(tensor, piece.row, sizes=self._sizes, kept=kept)
 
-    def _cast(self, block: torch.Tensor, piece: Piece) -> torch.Tensor:
-        """The block in the dtype asked for; GATE_NONFINITE when that cannot hold a value."""
-        if self._dtype in (None, block.dtype):
-            return block
-        cast = block.to(self._dtype)
-        try:
-            check_finite(cast, piece.target)
-        except ParetronError as error:
-            raise ParetronError(
-                Problem(
-                    Code.GATE_NONFINITE,
-                    f"values are too large for {str(self._dtype).removeprefix('torch.')}",
-                    where=self._checkpoint.where(piece.source),
-                    fix="set prune.dtype to bfloat16 or float32",
-                )
-            ) from error
+    def _cast(self, block: torch.Tensor, piece: Piece, *, made: bool) -> torch.Tensor:
+        """The block in the dtype asked for; GATE_NONFINITE when that cannot hold a value.
+
+        What was only cut was checked when it was read; `made` by arithmetic, it is checked here.
+        """
+        cast = block.to(self._dtype or block.dtype)
+        if made or cast is not block:
+            where = self._checkpoint.where(piece.source)
+            _representable(cast, where, fix="set prune.dtype to bfloat16 or float32")
         return cast
+
+
+def _representable(made: torch.Tensor, where: str, *, fix: str) -> None:
+    try:
+        check_finite(made, where)
+    except ParetronError as error:
+        raise ParetronError(
+            Problem(
+                Code.GATE_NONFINITE,
+                f"values are too large for {str(made.dtype).removeprefix('torch.')}",
+                where=where,
+                fix=fix,
+            )
+        ) from error
 
 
 def _ascending(index: Index) -> bool:
