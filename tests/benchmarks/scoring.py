@@ -107,6 +107,8 @@ def main() -> None:
     parser.add_argument("--torch-pruning", type=Path, help="an interpreter that has it")
     parser.add_argument("--naive", type=int, default=3, help="how often the naive way takes a turn")
     a = parser.parse_args()
+    if min(a.repeats, a.naive) < 2:
+        parser.error("a spread needs --repeats and --naive of at least 2")
     shape = {
         "hidden_size": a.hidden, "num_hidden_layers": a.layers, "intermediate_size": a.ffn,
         "num_attention_heads": a.heads, "num_key_value_heads": a.kv_heads, "vocab_size": a.vocab,

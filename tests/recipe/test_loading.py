@@ -269,6 +269,7 @@ def test_paths_are_relative_to_the_recipe(
     recipe.write_text(
         MINIMAL.replace("train.jsonl", "/data/*.jsonl").replace("validation.txt", "~/v.txt")
         + "profile: {engines: [{name: vllm, python: venv/bin/python}]}\n"
+        + "score: {depth: {metric: task, task: tasks/own.yaml}}\n"
     )
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.setenv("HOME", "/the/home")
@@ -283,6 +284,7 @@ def test_paths_are_relative_to_the_recipe(
     assert first.data.validation.path == "/the/home/v.txt"
     assert first.profile is not None
     assert first.profile.engines[0].python == tmp_path / "venv/bin/python"
+    assert first.score.depth.task_file == tmp_path / "tasks/own.yaml"
     for there in (seen[1].data.calibration.path, seen[1].teacher.model):
         assert there is not None
         assert Path(there).resolve().parent == tmp_path.resolve()

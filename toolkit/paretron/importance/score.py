@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from paretron.artifacts.manifest import MANIFEST, identity, versions
+from paretron.artifacts.manifest import MANIFEST, identity, sha256_file, versions
 from paretron.artifacts.reader import Checkpoint
 from paretron.errors import Code, ParetronError, Problem
 from paretron.families import sizes
@@ -186,6 +186,11 @@ def _evaluator(
     )  # fmt: skip
 
 
+def _task_sha256(score: Score) -> str | None:
+    path = score.depth.task_file
+    return sha256_file(path) if path is not None and path.is_file() else None
+
+
 def _depends_on(
     checkpoint: Checkpoint, windows: Sequence[torch.Tensor], score: Score
 ) -> dict[str, object]:
@@ -200,6 +205,7 @@ def _depends_on(
         "model": known_identity(checkpoint.path) or json.dumps([str(checkpoint.path), stats]),
         "windows": seen.hexdigest(),
         "depth": score.depth.model_dump(mode="json"),
+        "task": _task_sha256(score),
         "versions": {name: found.get(name) for name in ("paretron", "torch", "transformers")},
     }
 

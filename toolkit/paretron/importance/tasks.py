@@ -137,7 +137,7 @@ def _load(name: str) -> Any:
             )
         ) from error
     path = Path(name)
-    local = path.suffix in (".yaml", ".yml")
+    local = path.suffix in (".yaml", ".yml")  # as `Depth.task_file` has it
     if local:
         _refuse_code(path)
     try:

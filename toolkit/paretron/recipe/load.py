@@ -164,9 +164,16 @@ def _with_paths(recipe: Recipe, base: Path) -> Recipe:
         )
         profile = profile.model_copy(update={"engines": engines})
     students = {name: _near_table(student, near) for name, student in recipe.students.items()}
+    score = recipe.score
+    if score.depth.task_file is not None:
+        depth = score.depth.model_copy(update={"task": near(str(score.depth.task))})
+        score = score.model_copy(update={"depth": depth})
     return recipe.model_copy(
-        update={"data": data, "teacher": teacher, "profile": profile, "students": students}
-    )
+        update={
+            "data": data, "teacher": teacher, "profile": profile, "students": students,
+            "score": score,
+        }
+    )  # fmt: skip
 
 
 def _near_table(student: Student, near: Callable[[str], str]) -> Student:

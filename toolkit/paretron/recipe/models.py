@@ -160,6 +160,12 @@ class Depth(Section):
             raise ValueError("metric: task needs a task, and a task needs metric: task")
         return self
 
+    @property
+    def task_file(self) -> Path | None:
+        """The file of a task of one's own; None for a task that lm-eval knows by name."""
+        own = self.task is not None and self.task.endswith((".yaml", ".yml"))
+        return Path(str(self.task)) if own else None
+
 
 class Score(Section):
     """Aggregation of activations over a sample's positions, then over samples (paper 1).

@@ -17,6 +17,8 @@ def content_identity(stage: Stage, recipe: Recipe, workspace: Workspace) -> str 
         sources: list[TextSource] = [source for _, source in recipe.data]
     elif stage.kind == "shapes":
         return _table_identity(stage, recipe, workspace)
+    elif stage.kind == "score":
+        return _task_identity(recipe, workspace)
     elif stage.kind == "teacher" and recipe.teacher.pretrain is not None:
         sources = [recipe.teacher.pretrain.data]
     else:
@@ -31,6 +33,14 @@ def _table_identity(stage: Stage, recipe: Recipe, workspace: Workspace) -> str |
     if speed is None or speed.table is None:
         return None
     path = Path(speed.table)
+    return workspace.remembered(str(path), [path], lambda: sha256_file(path))
+
+
+def _task_identity(recipe: Recipe, workspace: Workspace) -> str | None:
+    """The hash of the file of the task that depth is judged by."""
+    path = recipe.score.depth.task_file
+    if path is None or not path.is_file():  # loading the task says what is wrong
+        return None
     return workspace.remembered(str(path), [path], lambda: sha256_file(path))
 
 
