@@ -9,7 +9,7 @@ from torch import Tensor
 from losscases import LOSSES
 from paretron.distill import losses
 from paretron.distill.divergences import divergence_of
-from paretron.recipe.models import Loss
+from paretron.recipe.training import Loss
 
 
 def drawn(positions: int, vocab: int, scale: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:

@@ -72,7 +72,7 @@ def test_a_zero_teacher_is_refused(trained: Path, batch: Batch) -> None:
 
 
 def test_labels_that_are_not_shifted_are_found(trained: Path, batch: Batch) -> None:
-    unshifted = Batch(batch.input_ids, batch.input_ids)
+    unshifted = Batch(batch.input_ids, batch.input_ids, batch.window_ids)
     for teacher in (None, Teacher(load_model(trained))):
         assert any("not shifted" in f for f in findings(trained, teacher, unshifted))
 

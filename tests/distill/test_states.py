@@ -19,7 +19,7 @@ from paretron.distill.states import (
     capturing,
     pairs_of,
 )
-from paretron.recipe.models import States
+from paretron.recipe.training import States
 from pico import MOE_FAMILIES, PICO_FAMILIES, pico_model
 
 IDS = torch.randint(3, 300, (2, 11), generator=torch.Generator().manual_seed(0))

@@ -25,7 +25,7 @@ from paretron.distill.parallel import shard, whole
 from paretron.distill.state import StateFolder
 from paretron.distill.states import StatesLoss
 from paretron.recipe import Distill
-from paretron.recipe.models import States
+from paretron.recipe.training import States
 from paretron.workers.stop import StopRequest
 from paretron.workers.worker import leave
 from paretron.workers.world import World, joined_world

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,10 +15,14 @@ from paretron.errors import Code, ParetronError, Problem
 
 @dataclass(frozen=True)
 class Batch:
-    """input_ids and labels [batch, seq]: a position's label is the token that comes next."""
+    """input_ids and labels [batch, seq]: a position's label is the token that comes next.
+
+    `window_ids` [batch] says which windows of the store they are.
+    """
 
     input_ids: Tensor
     labels: Tensor
+    window_ids: tuple[int, ...]
 
     @property
     def valid(self) -> int:
@@ -27,18 +31,22 @@ class Batch:
 
     def split(self, micro_batch: int) -> list[Batch]:
         """The same in parts of `micro_batch` windows."""
-        parts = zip(self.input_ids.split(micro_batch), self.labels.split(micro_batch), strict=True)
-        return [Batch(ids, labels) for ids, labels in parts]
+        parts = [slice(k, k + micro_batch) for k in range(0, len(self.window_ids), micro_batch)]
+        return [
+            Batch(self.input_ids[part], self.labels[part], self.window_ids[part]) for part in parts
+        ]
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
         return Batch(
-            self.input_ids.to(device, non_blocking=True), self.labels.to(device, non_blocking=True)
+            self.input_ids.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            self.window_ids,
         )
 
     def ignored(self) -> Batch:
         """The same windows, of which nothing counts: for a process that has run out of data."""
-        return Batch(self.input_ids, torch.full_like(self.labels, IGNORE))
+        return replace(self, labels=torch.full_like(self.labels, IGNORE))
 
 
 @dataclass(frozen=True)
@@ -67,4 +75,4 @@ class Windows:
             )
         labels = torch.full_like(input_ids, IGNORE)
         labels[:, :-1] = input_ids[:, 1:]  # what follows a window's last token is not in it
-        return Batch(input_ids, labels)
+        return Batch(input_ids, labels, tuple(window_ids))

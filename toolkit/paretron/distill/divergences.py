@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from paretron.recipe.models import Loss
+from paretron.recipe.training import Loss
 
 
 class Divergence(Protocol):

@@ -33,7 +33,7 @@ from paretron.errors import Code, ParetronError, Problem, raise_all
 from paretron.families import sizes
 from paretron.recipe import Distill, Training
 from paretron.recipe.limits import loss_problems
-from paretron.recipe.models import Loss
+from paretron.recipe.training import Loss
 from paretron.workers.launch import under_torchrun
 from paretron.workers.stop import StopRequest, stop_requests
 from paretron.workers.world import World, joined_world

@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from paretron.families import family_of, sizes
-from paretron.recipe.models import States
+from paretron.recipe.training import States
 
 Kind = Literal["embedding", "output", "mlp_input", "queries", "keys", "values"]
 RELATIONS: tuple[Kind, ...] = ("queries", "keys", "values")

@@ -18,7 +18,7 @@ from paretron.plan.cost import ModelFacts, model_facts
 from paretron.plan.shapes import target_problems
 from paretron.plugins import EXPORTERS, find_plugin, plugin_names
 from paretron.recipe import Export, Student
-from paretron.recipe.models import AXES
+from paretron.recipe.students import AXES
 
 ONNX_ENGINE = "onnxruntime-genai"
 

@@ -1,25 +1,12 @@
 """The recipe: frozen models of every section, strict loading, and --set overrides."""
 
 from paretron.recipe.load import load_recipe, resolve_recipe
-from paretron.recipe.models import (
-    Calibration,
-    Compensate,
-    Correct,
-    Distill,
-    Engine,
-    Evaluate,
-    Export,
-    Pretrain,
-    Profile,
-    Prune,
-    Recipe,
-    Score,
-    Student,
-    TextSource,
-    TokenisedSource,
-    Training,
-)
+from paretron.recipe.models import Engine, Evaluate, Export, Profile, Recipe
+from paretron.recipe.scoring import Score
 from paretron.recipe.searching import Budget, Search, Space, Speed
+from paretron.recipe.students import Compensate, Prune, Student
+from paretron.recipe.texts import Calibration, TextSource, TokenisedSource
+from paretron.recipe.training import Correct, Distill, Pretrain, Training
 
 __all__ = [
     "Budget",

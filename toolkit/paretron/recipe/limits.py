@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from paretron.errors import Code, Problem
-from paretron.recipe.models import Loss, Profile, States
+from paretron.recipe.models import Profile
+from paretron.recipe.training import Loss, States
 
 
 def batch_problems(profile: Profile, *, engine: str, largest_batch: int | None) -> list[Problem]:

@@ -13,7 +13,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from paretron.errors import Code, ParetronError, Problem, raise_all, redacted
-from paretron.recipe.models import Recipe, Student, TextSource
+from paretron.recipe.models import Recipe
+from paretron.recipe.students import Student
+from paretron.recipe.texts import TextSource
 from paretron.recipe.yamlfile import parse_scalar, read_yaml
 
 
