@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -73,7 +74,9 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, cause: str) -> None:
         ("a.txt", b"\xfe\xff", "not UTF-8"),
         ("a.jsonl", b"", "the text is empty"),
         ("a.jsonl", b"\n\n", "the text is empty"),
-        ("a.parquet", b"PAR1", "not one of .jsonl, .txt"),
+        ("a.parquet", b"PAR1", "not a whole parquet file"),
+        ("a.jsonl.gz", b"\x1f\x8b", "not a whole gzip file"),
+        ("a.csv", b"text\nx\n", "not one of .jsonl, .jsonl.gz, .parquet, .txt"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, cause: str) -> None:
@@ -81,7 +84,36 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, cause: s
     path.write_bytes(content)
     problem = refusal(path)
     assert cause in problem.cause
-    assert problem.where == str(path)
+    assert problem.where.startswith(str(path))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
+def test_a_pointer_in_the_place_of_a_text_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ParetronError) as caught:
+        list(read_documents(TextSource(path=str(path))))
+    assert caught.value.problems[0].code is Code.INPUT_LFS
+    assert caught.value.problems[0].where == str(path)
+
+
+def test_another_key_holds_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "no", "content": "one"}\n{"text": "no"}\n')
+    documents = read_documents(TextSource(path=str(path), column="content"))
+    assert next(documents) == "one"
+    with pytest.raises(ParetronError, match='not an object with a "content"') as caught:
+        next(documents)
+    assert caught.value.problems[0].where == f"{path}:2"
+
+
+def test_compressed_lines_are_lines(tmp_path: Path) -> None:
+    content = gzip.compress(b'{"text": "one"}\n{"text": "two"}\n' * 1000)
+    (tmp_path / "a.jsonl.gz").write_bytes(content)
+    source = TextSource(path=f"{tmp_path}/*.gz")
+    assert list(read_documents(source)) == ["one", "two"] * 1000
+    (tmp_path / "a.jsonl.gz").write_bytes(content[: len(content) // 2])
+    assert "not a whole gzip file" in refusal(f"{tmp_path}/*.gz").cause
 
 
 def test_no_file_at_all_is_an_error(tmp_path: Path) -> None:

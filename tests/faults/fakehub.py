@@ -12,14 +12,21 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 MODEL = "someone/some-model"
+DATASET = "someone/some-texts"
 
 
 class FakeHub:
-    """One model with commits; `main` stands for the first, until it has been asked for."""
+    """One model with commits; `main` stands for the first, until it has been asked for.
 
-    def __init__(self, commits: dict[str, Path]) -> None:
+    Or one dataset: that of `kind` "datasets".
+    """
+
+    def __init__(self, commits: dict[str, Path], *, kind: str = "models") -> None:
         self.commits = commits
         self.asked: list[str] = []
+        self.name = MODEL if kind == "models" else DATASET
+        self.api = f"/api/{kind}/{self.name}"
+        self.files = f"/{self.name}" if kind == "models" else f"/{kind}/{self.name}"
 
     def main(self) -> str:
         """The commit of the moving revision: it has moved by the second question."""
@@ -30,10 +37,12 @@ class FakeHub:
     def tree(self, commit: str) -> list[dict[str, object]]:
         """The files of a commit; weights are large files, known by their sha256."""
         found: list[dict[str, object]] = []
-        for path in sorted(self.commits[commit].iterdir()):
+        folder = self.commits[commit].resolve(strict=True)
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             content = path.read_bytes()
+            name = path.relative_to(folder).as_posix()
             entry: dict[str, object] = {
-                "type": "file", "path": path.name, "size": len(content),
+                "type": "file", "path": name, "size": len(content),
                 "oid": hashlib.sha1(content).hexdigest(),
             }  # fmt: skip
             if path.suffix == ".safetensors":
@@ -60,16 +69,18 @@ def serve(hub: FakeHub) -> Iterator[str]:
             path = urlsplit(self.path).path
             hub.asked.append(path)
             headers = {"Content-Type": "application/json"}
-            parts = path.strip("/").split("/")
-            if path.startswith(f"/api/models/{MODEL}/revision/"):
-                body = json.dumps({"id": MODEL, "sha": hub.main(), "siblings": []}).encode()
-            elif path.startswith(f"/api/models/{MODEL}/tree/"):
-                body = json.dumps(hub.tree(parts[5])).encode()
-            elif path.startswith(f"/{MODEL}/resolve/") and parts[3] in hub.commits:
-                body = (hub.commits[parts[3]] / parts[4]).read_bytes()
-                large = parts[4].endswith(".safetensors")
+            asked, _, rest = path.removeprefix(hub.api).removeprefix(hub.files)[1:].partition("/")
+            commit, _, file = rest.partition("/")
+            if path.startswith(f"{hub.api}/revision/"):
+                sha = rest if rest in hub.commits else hub.main()
+                body = json.dumps({"id": hub.name, "sha": sha, "siblings": []}).encode()
+            elif path.startswith(f"{hub.api}/tree/"):
+                body = json.dumps(hub.tree(commit)).encode()
+            elif asked == "resolve" and commit in hub.commits:
+                body = (hub.commits[commit] / file).read_bytes()
+                large = file.endswith(".safetensors")
                 digest = (hashlib.sha256 if large else hashlib.sha1)(body).hexdigest()
-                headers = {"X-Repo-Commit": parts[3], "ETag": f'"{digest}"'}
+                headers = {"X-Repo-Commit": commit, "ETag": f'"{digest}"'}
             else:
                 self.send_response(404)
                 self.send_header("Content-Length", "0")

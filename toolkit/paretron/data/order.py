@@ -1,31 +1,53 @@
-"""Which windows a step reads: a pure function of seed and step, so resuming needs no state."""
+"""Which windows a training reads: pure functions of seed and place, so resuming needs no state."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 _ROUNDS = 8
 _MASK = (1 << 64) - 1
 
 
-def batch_window_ids(step: int, *, global_batch: int, num_windows: int, seed: int) -> list[int]:
-    """The windows of one step over all ranks: samples `step * global_batch` and on.
+@dataclass(frozen=True)
+class Stretch:
+    """`count` blocks from the `first` one in the order of reading; each holds `per_block` windows.
 
-    Sample number k alone decides the window, whatever the batch size. Every epoch of
-    `num_windows` samples is another permutation: no window repeats inside it.
+    Stretches that follow one another share no block, so they may read in windows of any length.
     """
-    first = step * global_batch
-    return [
-        window_id(k, num_windows=num_windows, seed=seed) for k in range(first, first + global_batch)
-    ]
+
+    first: int
+    count: int
+    per_block: int
+
+    def window_id(self, sample: int, *, num_blocks: int, seed: int) -> int:
+        """The window of sample number `sample`, counted from 0 in the stretch.
+
+        Windows of one block come far from each other: those of all the stretch's blocks of an epoch
+        are shuffled. An epoch is `num_blocks` blocks.
+        """
+        place, part = divmod(sample, self.per_block)
+        if self.per_block > 1:
+            epoch = (self.first + place) // num_blocks
+            begin = max(self.first, epoch * num_blocks)
+            end = min(self.first + self.count, (epoch + 1) * num_blocks)
+            shuffled = permuted(
+                sample - (begin - self.first) * self.per_block,
+                size=(end - begin) * self.per_block,
+                keys=_round_keys(seed, f"{epoch} {begin}"),
+            )
+            place, part = divmod(shuffled, self.per_block)
+            place += begin - self.first
+        block = window_id(self.first + place, num_windows=num_blocks, seed=seed)
+        return block * self.per_block + part
 
 
 def window_id(sample: int, *, num_windows: int, seed: int) -> int:
     """The window of sample number `sample`, which counts from 0 through all epochs."""
     epoch, position = divmod(sample, num_windows)
-    return permuted(position, size=num_windows, keys=_round_keys(seed, epoch))
+    return permuted(position, size=num_windows, keys=_round_keys(seed, str(epoch)))
 
 
 def permuted(position: int, *, size: int, keys: tuple[int, ...]) -> int:
@@ -50,7 +72,7 @@ def permuted(position: int, *, size: int, keys: tuple[int, ...]) -> int:
 
 
 @lru_cache(maxsize=8)
-def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
+def _round_keys(seed: int, epoch: str) -> tuple[int, ...]:
     return tuple(
         int.from_bytes(hashlib.sha256(f"{seed} {epoch} {number}".encode()).digest()[:8], "big")
         for number in range(_ROUNDS)

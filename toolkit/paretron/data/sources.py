@@ -4,37 +4,45 @@ from __future__ import annotations
 
 import codecs
 import glob
+import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from paretron.artifacts.guard import LFS_START, lfs_pointer
+from paretron.data.datasets import find_dataset
+from paretron.data.parquet import parquet_texts
 from paretron.data.stdlib_corpus import stdlib_files
 from paretron.errors import Code, ParetronError, Problem
 from paretron.recipe import TextSource
 
-TEXT_SUFFIXES = (".jsonl", ".txt")
-_FORM = '.jsonl with {"text": ...} on every line, or .txt'
+TEXT_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
+_FORM = '.jsonl with {"text": ...} on every line, .parquet with a column of strings, or .txt'
 
 
-def read_documents(source: TextSource) -> Iterator[str]:
-    """Every document of a source: a line of a .jsonl file, or the whole of any other file.
+def read_documents(source: TextSource, *, offline: bool = True) -> Iterator[str]:
+    """Every document of a source: a line of a .jsonl file, a row of a .parquet file, or a file.
 
-    Files come sorted by path and are read as they are needed. Errors: INPUT_CORPUS for no or
-    wrong files, bytes that are not UTF-8, bad JSON, and a missing or blank text.
+    Files come sorted by path and are read, those of a dataset downloaded, as they are needed.
+    Errors: INPUT_CORPUS for no or wrong files, bytes that are not UTF-8, bad JSON or parquet, and a
+    missing or blank text; INPUT_LFS; INPUT_OFFLINE, INPUT_MISSING for a dataset.
     """
-    for path in source_files(source):
-        if source.corpus is not None:
+    if source.dataset is not None:
+        for path in find_dataset(source, offline=offline).fetched(offline=offline):
+            yield from _documents(path, source.column)
+    elif source.corpus is not None:
+        for path in source_files(source):
             # a library's own sources: one odd byte is no reason to stop
             yield path.read_text("utf-8", errors="replace")
-        elif path.suffix == ".jsonl":
-            yield from _read_lines(path)
-        else:
-            yield _not_blank(_decode(path.read_bytes(), str(path)), str(path))
+    else:
+        for path in source_files(source):
+            yield from _documents(path, source.column)
 
 
 def source_files(source: TextSource) -> list[Path]:
-    """The files of a source, sorted; INPUT_CORPUS when none matches, or one of another kind."""
+    """The files of a source that is here, sorted; INPUT_CORPUS for none or a wrong one."""
     if source.path is None:
         return stdlib_files(str(source.part))
     matched = {Path(name) for name in glob.glob(source.path, recursive=True)}
@@ -42,7 +50,7 @@ def source_files(source: TextSource) -> list[Path]:
     if not files:
         raise _error("no file matches", source.path)
     for path in files:
-        if path.suffix not in TEXT_SUFFIXES:
+        if not path.name.endswith(TEXT_SUFFIXES):
             raise _error(f"not one of {', '.join(TEXT_SUFFIXES)}", str(path))
     return files
 
@@ -57,32 +65,47 @@ def content_sha256(source: TextSource) -> str:
     return total.hexdigest()
 
 
-def _read_lines(path: Path) -> Iterator[str]:
-    seen = 0
+def _documents(path: Path, column: str) -> Iterator[str]:
     with path.open("rb") as f:
-        for number, line in enumerate(f, start=1):
-            if not line.strip():
-                continue  # the empty line at the end of many files
-            seen += 1
-            yield _line_text(line, f"{path}:{number}")
-    if not seen:
+        if f.read(len(LFS_START)) == LFS_START:
+            raise lfs_pointer(path, instead_of="text")
+    if path.suffix == ".txt":
+        yield _not_blank(_decode(path.read_bytes(), str(path)), str(path))
+        return
+    empty = True
+    lines = parquet_texts if path.suffix == ".parquet" else _line_texts
+    for text in lines(path, column):
+        yield text
+        empty = False
+    if empty:
         raise _error("the text is empty", str(path))
 
 
-def _line_text(line: bytes, where: str) -> str:
+def _line_texts(path: Path, column: str) -> Iterator[str]:
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as f:
+            for number, line in enumerate(f, start=1):
+                if line.strip():  # not the empty line at the end of many files
+                    yield _line_text(line, column, f"{path}:{number}")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise _error(f"not a whole gzip file: {error}", f"{path}:{number + 1}") from error
+
+
+def _line_text(line: bytes, column: str, where: str) -> str:
     try:
         value = json.loads(_decode(line, where))
     except (ValueError, RecursionError) as error:
         raise _error(f"not valid JSON: {str(error)[:200]}", where) from error
-    if not isinstance(value, dict) or "text" not in value:
-        raise _error('not an object with a "text"', where)
-    text = value["text"]
+    if not isinstance(value, dict) or column not in value:
+        raise _error(f'not an object with a "{column}"', where)
+    text = value[column]
     if not isinstance(text, str):
-        raise _error(f'"text" is of type {type(text).__name__}, not a string', where)
+        raise _error(f'"{column}" is of type {type(text).__name__}, not a string', where)
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can spell what no tokenizer can read
-        raise _error(f'"text" holds half a surrogate pair at {error.start}', where) from error
+        raise _error(f'"{column}" holds half a surrogate pair at {error.start}', where) from error
     return _not_blank(text, where)
 
 

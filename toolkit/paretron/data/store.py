@@ -96,6 +96,18 @@ class TokenStore:
             filled += len(part)
         return torch.from_numpy(out)
 
+    def positions(self, index: int, seq_len: int) -> torch.Tensor:
+        """How far each token of a window is from where its document begins: int64 [seq_len].
+
+        What a document has before the window does not count, so the first position is always 0.
+        """
+        first = index * seq_len
+        inside = np.searchsorted(self.document_starts, [first + 1, first + seq_len])
+        begins = np.zeros(seq_len, dtype=np.int64)
+        starts = self.document_starts[slice(*inside)].astype(np.int64) - first
+        begins[starts] = starts
+        return torch.from_numpy(np.arange(seq_len) - np.maximum.accumulate(begins))
+
 
 def sample_windows(store: TokenStore, count: int, seq_len: int, seed: int) -> torch.Tensor:
     """`count` different windows drawn by seed: int64 [count, seq_len].

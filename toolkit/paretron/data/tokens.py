@@ -11,6 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from paretron.artifacts.jsonfile import dump
+from paretron.data.mixing import Mixture, Piece
 from paretron.data.store import (
     DOCUMENT_DTYPE,
     DOCUMENTS,
@@ -30,7 +31,7 @@ _PIECE_CHARS = 1 << 20
 
 
 def build_token_store(
-    documents: Iterable[str],
+    documents: Iterable[str] | Mixture,
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     *,
@@ -43,6 +44,11 @@ def build_token_store(
     No other special token is added. Reading stops as soon as `max_tokens` are there. Memory is
     bounded by the longest document. INPUT_CORPUS when there is no document at all.
     """
+
+    def encode(texts: Iterable[str]) -> Iterator[Piece]:
+        return _encoded(texts, tokenizer, eos_token_id)
+
+    pieces = documents.pieces(encode) if isinstance(documents, Mixture) else encode(documents)
     folder.mkdir(parents=True, exist_ok=True)
     for old in (folder / HEADER, *folder.glob("tokens-*.bin")):
         old.unlink(missing_ok=True)
@@ -52,7 +58,7 @@ def build_token_store(
     shards = _Shards(folder, TOKEN_DTYPES[name], shard_tokens)
     with (folder / DOCUMENTS).open("wb") as starts, closing(shards):
         num_documents = 0
-        for begins, ids in _encoded(documents, tokenizer, eos_token_id):
+        for begins, _, ids in pieces:
             if begins:
                 starts.write(np.array(shards.num_tokens, DOCUMENT_DTYPE).tobytes())
                 num_documents += 1
@@ -108,8 +114,8 @@ class _Shards:
 
 def _encoded(
     documents: Iterable[str], tokenizer: PreTrainedTokenizerFast, eos_token_id: int
-) -> Iterator[tuple[bool, list[int]]]:
-    """Token ids piece by piece, with whether a document begins there."""
+) -> Iterator[Piece]:
+    """Token ids piece by piece, with whether a document begins and ends there."""
     for batch in _batches(documents):
         encoded = tokenizer(
             [text for text, _, _ in batch],
@@ -119,7 +125,7 @@ def _encoded(
             verbose=False,  # no warning about a context that windows respect later
         )["input_ids"]
         for (_, begins, ends), ids in zip(batch, encoded, strict=True):
-            yield begins, [*ids, eos_token_id] if ends else ids
+            yield begins, ends, [*ids, eos_token_id] if ends else ids
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[tuple[str, bool, bool]]]:

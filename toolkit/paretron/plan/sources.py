@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from paretron.artifacts.config import DTYPE_NAMES, read_config
 from paretron.artifacts.hub import locate
 from paretron.artifacts.reader import INDEX, SINGLE, Checkpoint
 from paretron.artifacts.tokenizer import tokenizer_problems
+from paretron.data.datasets import find_dataset
 from paretron.data.sources import source_files
 from paretron.errors import Code, ParetronError, Problem
 from paretron.families import explicit, family_of
-from paretron.recipe import Recipe, TextSource
+from paretron.recipe import Recipe, TextSource, TokenisedSource, Training
+
+Text = TypeVar("Text", bound=TextSource)
+_PRETRAIN = "teacher.pretrain.data"
 
 
 @dataclass(frozen=True)
@@ -81,47 +85,107 @@ def _pretrained(recipe: Recipe) -> FoundTeacher:
 
 def data_problems(recipe: Recipe, config: Mapping[str, Any]) -> list[Problem]:
     """Texts whose files are absent or empty, and windows longer than the model's context."""
-    sources: dict[str, TextSource] = {f"data.{name}": source for name, source in recipe.data}
-    if recipe.teacher.pretrain is not None:
-        sources["teacher.pretrain.data"] = recipe.teacher.pretrain.data
     problems: list[Problem] = []
+    texts = _texts(recipe)
+    lengths = {f"{where}.seq_len": text.seq_len for where, text in texts.items()}
+    phases = recipe.distill.phases
+    lengths |= {f"distill.phases.{k}.seq_len": phase.seq_len for k, phase in enumerate(phases)}
     longest = config.get("max_position_embeddings")
-    for where, source in sources.items():
-        problems += _file_problems(where, source)
-        seq_len = getattr(source, "seq_len", 0)
+    for where, seq_len in lengths.items():
         if isinstance(longest, int) and seq_len > longest:
-            problems.append(
-                Problem(
-                    Code.RECIPE_VALUE,
-                    f"{seq_len} is longer than the teacher's context of {longest}",
-                    where=f"{where}.seq_len",
-                    fix=f"at most {longest}",
-                )
-            )
-    pretrain = recipe.teacher.pretrain
-    training = [
-        ("distill", recipe.distill, recipe.data.train.seq_len),
-        ("correct", recipe.correct, recipe.data.train.seq_len),
+            cause = f"{seq_len} is longer than the teacher's context of {longest}"
+            problems.append(_value(cause, where=where, fix=f"at most {longest}"))
+    for where, text in texts.items():
+        for key, source in _parts(where, text):
+            problems += _file_problems(key, source)
+    return problems + _step_problems(recipe)
+
+
+def _step_problems(recipe: Recipe) -> list[Problem]:
+    """Trainings, and phases of them, of fewer tokens than one step; phases longer than the text."""
+    pretrain, distill = recipe.teacher.pretrain, recipe.distill
+    seq_len = recipe.data.train.seq_len
+    trainings: list[tuple[str, Training | None, int]] = [
+        ("correct", recipe.correct, seq_len),
         ("teacher.pretrain", pretrain, pretrain.data.seq_len if pretrain else 0),
     ]
-    for name, section, seq_len in training:
-        if section is None:
-            continue
-        step = section.global_batch * seq_len
-        if section.tokens < step:
-            problems.append(
-                Problem(
-                    Code.RECIPE_VALUE,
-                    f"{section.tokens} tokens are less than one step of {step}",
-                    where=f"{name}.tokens",
-                    fix="more tokens, or a smaller global_batch",
-                )
-            )
+    steps = [(n, t.tokens, t.global_batch * length) for n, t, length in trainings if t is not None]
+    if not distill.phases:
+        steps.append(("distill", distill.tokens, distill.global_batch * seq_len))
+    for k, phase in enumerate(distill.phases):
+        step = (phase.global_batch or distill.global_batch) * phase.seq_len
+        steps.append((f"distill.phases.{k}", phase.tokens, step))
+    problems = [
+        _value(
+            f"{tokens} tokens are less than one step of {step}",
+            where=f"{name}.tokens",
+            fix="more tokens, or a smaller global_batch",
+        )
+        for name, tokens, step in steps
+        if tokens < step
+    ]
+    kept = recipe.data.train.tokens
+    for k, phase in enumerate(distill.phases):
+        if kept is not None and kept < phase.seq_len:
+            cause = f"{phase.seq_len} tokens a window, but the text is cut after {kept}"
+            where = f"distill.phases.{k}.seq_len"
+            problems.append(_value(cause, where=where, fix="more of data.train.tokens"))
     return problems
+
+
+def _value(cause: str, *, where: str, fix: str) -> Problem:
+    return Problem(Code.RECIPE_VALUE, cause, where=where, fix=fix)
+
+
+def pinned(recipe: Recipe, *, offline: bool) -> tuple[Recipe, list[Problem]]:
+    """The recipe with every hub dataset at the commit that its revision stands for now.
+
+    Nothing is downloaded but the datasets' cards; what a dataset lacks is a problem.
+    """
+    problems: list[Problem] = []
+
+    def at_commit(where: str, source: Text) -> Text:
+        if isinstance(source, TokenisedSource) and source.sources:
+            parts = (at_commit(key, part) for key, part in _parts(where, source))
+            return source.model_copy(update={"sources": tuple(parts)})
+        if source.dataset is None:
+            return source
+        try:
+            commit = find_dataset(source, offline=offline).commit
+        except ParetronError as error:
+            problems.extend(replace(p, where=f"{where}: {p.where}") for p in error.problems)
+            return source
+        return source.model_copy(update={"revision": commit})
+
+    texts = {where: at_commit(where, text) for where, text in _texts(recipe).items()}
+    data = recipe.data.model_copy(update={name: texts[f"data.{name}"] for name, _ in recipe.data})
+    recipe = recipe.model_copy(update={"data": data})
+    if (pretrain := recipe.teacher.pretrain) is not None:
+        pretrain = pretrain.model_copy(update={"data": texts[_PRETRAIN]})
+        teacher = recipe.teacher.model_copy(update={"pretrain": pretrain})
+        recipe = recipe.model_copy(update={"teacher": teacher})
+    return recipe, problems
+
+
+def _texts(recipe: Recipe) -> dict[str, TokenisedSource]:
+    """Every text of a recipe by its key."""
+    texts: dict[str, TokenisedSource] = {f"data.{name}": text for name, text in recipe.data}
+    if recipe.teacher.pretrain is not None:
+        texts[_PRETRAIN] = recipe.teacher.pretrain.data
+    return texts
+
+
+def _parts(where: str, text: TokenisedSource) -> list[tuple[str, TextSource]]:
+    """The sources of a text by their keys."""
+    if not text.sources:
+        return [(where, text)]
+    return [(f"{where}.sources.{k}", source) for k, source in enumerate(text.sources)]
 
 
 def _file_problems(where: str, source: TextSource) -> list[Problem]:
     """No file, a file of another kind, or only empty ones; found from names and sizes alone."""
+    if source.dataset is not None:  # looked for when it was pinned
+        return []
     try:
         files = source_files(source)
     except ParetronError as error:

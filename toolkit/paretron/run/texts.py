@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from paretron.artifacts.manifest import sha256_file
+from paretron.data.mixing import Mixture, Share
 from paretron.data.sources import content_sha256, read_documents, source_files
 from paretron.plan.stages import Stage
-from paretron.recipe import Recipe, TextSource
+from paretron.recipe import Recipe, TextSource, TokenisedSource
 from paretron.run.workspace import Workspace
 
 
 def content_identity(stage: Stage, recipe: Recipe, workspace: Workspace) -> str | None:
     """One hash over what a stage reads itself from outside; None for a stage that reads nothing."""
     if stage.kind == "data":
-        sources: list[TextSource] = [source for _, source in recipe.data]
+        texts: list[TokenisedSource] = [text for _, text in recipe.data]
     elif stage.kind == "shapes":
         return _table_identity(stage, recipe, workspace)
     elif stage.kind == "score":
         return _task_identity(recipe, workspace)
     elif stage.kind == "teacher" and recipe.teacher.pretrain is not None:
-        sources = [recipe.teacher.pretrain.data]
+        texts = [recipe.teacher.pretrain.data]
     else:
         return None
+    sources = (source for text in texts for source in text.parts)
     return "+".join(_identity(source, workspace)[:16] for source in sources)
 
 
@@ -45,12 +48,19 @@ def _task_identity(recipe: Recipe, workspace: Workspace) -> str | None:
 
 
 def _identity(source: TextSource, workspace: Workspace) -> str:
+    if source.dataset is not None:  # planning put a commit in the place of its revision
+        return str(source.revision)
     name = source.path or f"{source.corpus} {source.part}"
     return workspace.remembered(name, source_files(source), lambda: content_sha256(source))
 
 
 def build_store(
-    source: TextSource, folder: Path, *, tokenizer: Path, max_tokens: int | None
+    text: TokenisedSource,
+    folder: Path,
+    *,
+    tokenizer: Path,
+    max_tokens: int | None,
+    offline: bool,
 ) -> None:
     """Tokenise a text into a store at `folder`, documents separated by the end-of-text token."""
     from paretron.artifacts.models import load_tokenizer
@@ -68,9 +78,23 @@ def build_store(
             )
         )
     build_token_store(
-        read_documents(source),
+        _mixture(text, offline=offline) if text.sources else read_documents(text, offline=offline),
         loaded,
         folder,
         eos_token_id=loaded.eos_token_id,
         max_tokens=max_tokens,
     )
+
+
+def _mixture(text: TokenisedSource, *, offline: bool) -> Mixture:
+    assert text.tokens is not None  # by the recipe's own check
+    shares = tuple(
+        Share(
+            name=str(source.path or source.dataset or f"{source.corpus} {source.part}"),
+            weight=source.weight,
+            documents=partial(read_documents, source, offline=offline),
+            repeat=source.repeat,
+        )
+        for source in text.sources
+    )
+    return Mixture(shares, text.tokens)
