@@ -8,15 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 import torch
 
 from makers import PicoMaker
 from paretron.artifacts.reader import Checkpoint
-from paretron.importance.journal import Journal
 from paretron.importance.score import score_windows
 from paretron.recipe import Score
 
@@ -70,21 +67,20 @@ def test_killed_between_two_values(pico: PicoMaker, tmp_path: Path) -> None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    before = [json.loads(line)["without"] for line in journal.read_text().splitlines()[1:]]
+    before = [json.loads(line)["key"] for line in journal.read_text().splitlines()[1:]]
     with journal.open("a") as file:
-        file.write('{"without": [9], "val')  # what a line looks like that was cut
+        file.write('{"key": [9], "fig')  # what a line looks like that was cut
     resumed, computed = scored(model, str(state))
     assert KILLED_AFTER <= len(before) < len(everything)
     assert sorted(before + computed) == sorted(everything)
     assert resumed == whole
 
 
-@pytest.mark.parametrize(
-    ("settings", "kept"),
-    [({"seed": 1}, [((2, 3), 0.5)]), ({"seed": 2}, [])],
-)
-def test_a_journal_belongs_to_its_settings(
-    tmp_path: Path, settings: dict[str, object], kept: Sequence[tuple[tuple[int, ...], float]]
-) -> None:
-    Journal(tmp_path / "depth.jsonl", {"seed": 1}).add((2, 3), 0.5)
-    assert Journal(tmp_path / "depth.jsonl", settings).values == dict(kept)
+def test_another_config_is_another_model(pico: PicoMaker, tmp_path: Path) -> None:
+    model = pico(num_hidden_layers=4, max_position_embeddings=1024)
+    before, _ = scored(str(model), str(tmp_path / "state"))
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.5}))
+    after, computed = scored(str(model), str(tmp_path / "state"))
+    assert computed
+    assert after != before

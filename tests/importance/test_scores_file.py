@@ -184,3 +184,15 @@ def test_stage_refuses_too_little_text_and_too_long_windows(
         _score(pico(), store, tmp_path / "out", seq_len=seq_len)
     assert caught.value.problems[0].code is Code.INPUT_CORPUS
     assert not (tmp_path / "out").exists()
+
+
+def test_layers_are_ranked_by_what_was_measured(pico: PicoMaker) -> None:
+    checkpoint = Checkpoint.open(pico())
+    for depth in (
+        {"metric": "loss", "contiguous": False},
+        {"metric": "magnitude"},
+        {"metric": "bi"},
+    ):
+        score = Score.model_validate({"depth": depth})
+        found = score_windows(checkpoint, WINDOWS, score=score, block_sizes=(2,))
+        assert found.info.depth() == score.depth

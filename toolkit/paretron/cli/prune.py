@@ -12,8 +12,10 @@ from paretron.cli import options as o
 from paretron.cli.output import opened
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from paretron.artifacts.reader import Checkpoint
-    from paretron.recipe import Student
+    from paretron.recipe import Score, Student
 
 Size = Annotated[int | None, typer.Option(min=1, help="Target size of this axis.")]
 
@@ -38,12 +40,14 @@ def prune(
     verbose: o.Verbose = False,
 ) -> None:
     """Cut MODEL to the sizes given, streaming from disk to disk."""
+    import shutil
+
     from paretron.artifacts.staging import refuse_overlap
     from paretron.cli.progress import Progress
-    from paretron.compensate.stage import prune_compensated
     from paretron.families import sizes
     from paretron.plan.shapes import student_sizes
-    from paretron.recipe import Prune, Score, load_recipe
+    from paretron.recipe import Prune, load_recipe
+    from paretron.run.pruning import prune_model
     from paretron.run.single import provenance_of, text_store
     from paretron.surgery.ahead import in_background
     from paretron.surgery.prune import prune as prune_checkpoint
@@ -53,16 +57,18 @@ def prune(
                      experts=experts, moe_ffn=moe_ffn)  # fmt: skip
     loaded = load_recipe(recipe, overrides=set_ or ()) if recipe else None
     settings = loaded.prune if loaded else Prune()
-    ranking = loaded.score if loaded else Score()
     checkpoint = opened(model)
     have = sizes(checkpoint.family, checkpoint.config)
     _refuse(target, checkpoint)
-    parts = {"student": target, "prune": settings, "score": ranking} | (
-        {"compensate": loaded.compensate} if loaded else {}
-    )
+    ranking = loaded.score if loaded else _as_scored(scores)
+    parts: dict[str, BaseModel] = {"student": target, "prune": settings, "score": ranking}
+    if loaded:
+        parts |= {"compensate": loaded.compensate, "calibration": loaded.data.calibration}
     # The model's hash takes as long as pruning it: both at once.
     provenance = in_background(
-        lambda: provenance_of("prune", {"model": model, "scores": scores}, parts)
+        lambda: provenance_of(
+            "prune", {"model": model, "scores": scores}, parts, seed=loaded.seed if loaded else None
+        )
     )
     with Progress(None, quiet=quiet) as progress:
         if loaded is None:  # no text to compensate with
@@ -78,24 +84,31 @@ def prune(
                 on_event=progress.of("prune"),
             )
         else:
-            text = loaded.data.calibration
-            with text_store(text, tokenizer=model) as store:
-                prune_compensated(
+            state = out.parent / f".{out.name}.state"
+            with text_store(loaded.data.calibration, tokenizer=model) as store:
+                prune_model(
                     model,
                     scores,
                     store,
+                    recipe=loaded,
                     sizes=student_sizes(have, target),
-                    prune=settings,
-                    score=ranking,
-                    compensate=loaded.compensate,
-                    calibration_settings=text,
-                    seed=loaded.seed,
                     out=out,
+                    state=state,
                     provenance=provenance,
                     overwrite=overwrite,
                     on_event=progress.of("prune"),
                 )
+            shutil.rmtree(state, ignore_errors=True)
     typer.echo(str(out))
+
+
+def _as_scored(scores: Path) -> Score:
+    """Units by the criterion of a scores folder, layers by what was measured of them."""
+    from paretron.importance.scores import Scores
+    from paretron.recipe import Score
+
+    info = Scores.load(scores).info
+    return Score(criterion=info.criterion, depth=info.depth())
 
 
 def _refuse(target: Student, checkpoint: Checkpoint) -> None:
@@ -114,6 +127,7 @@ def _refuse(target: Student, checkpoint: Checkpoint) -> None:
 
 
 def _target(**asked: int | None) -> Student:
+
     from paretron.errors import Code, ParetronError, Problem
     from paretron.recipe import Student
 

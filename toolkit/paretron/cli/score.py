@@ -39,7 +39,8 @@ def score(
     loaded = load_recipe(recipe, overrides=set_ or ())
     checkpoint = opened(model)
     layers = sizes(checkpoint.family, checkpoint.config)["layers"]
-    lost = {layers - n for s in loaded.students.values() for n in s.layer_counts()}
+    lost = {layers - loaded.score.after(1, have=layers, want=n)
+            for s in loaded.students.values() for n in s.layer_counts()}  # fmt: skip
     settings = {"score": loaded.score, "calibration": loaded.data.calibration}
     state = out.parent / f".{out.name}.state"
     leads = process_rank() == 0

@@ -11,7 +11,6 @@ from html import escape
 import torch
 
 from paretron.importance.scores import Scores
-from paretron.importance.statistics import aggregate
 from paretron.importance.tables import Table, score_tables
 from paretron.recipe import Score
 
@@ -33,7 +32,7 @@ _TITLES = {
     "ffn": "MLP neurons",
     "experts": "Experts",
     "moe_ffn": "Neurons of experts",
-    "hidden": "Embedding channels, at the output of each norm",
+    "hidden": "Embedding channels",
 }
 
 
@@ -49,8 +48,12 @@ def scores_page(scores: Scores, score: Score) -> str:
         what = "Loss" if scores.info.losses else "Accuracy"
         blocks = {f"{n} from here on": values for n, values in removal.blocks.items()}
         parts.append(f"<h2>{what} without layers</h2>{_curves(blocks, level=removal.baseline)}")
+    for metric, values in scores.info.layer_values.items():
+        parts.append(f"<h2>Layers by {metric}</h2>{_curves({metric: values})}")
     parts += [_table(t) for t in score_tables(scores, score)]
     how = f"{score.sequence} over positions, {score.batch} over samples"
+    if scores.info.criterion != "activation":
+        how = f"units by {scores.info.criterion}"
     head = f"<h1>What matters in this {escape(scores.info.model_type)} model</h1>"
     facts = f"<p>{scores.info.samples} samples, {scores.info.tokens} tokens; {how}.</p>"
     return (
@@ -63,7 +66,7 @@ def scores_page(scores: Scores, score: Score) -> str:
 
 def _heat_map(scores: Scores, axis: str, score: Score) -> str:
     """Rows are layers (or norms); units are in their own order, or, where many, by rank."""
-    values = aggregate(scores.statistics[axis], batch=score.batch, sequence=score.sequence)
+    values = scores.places(axis, batch=score.batch, sequence=score.sequence)
     by_rank = values.shape[1] > _COLUMNS
     if by_rank:
         parts = values.sort(dim=1, descending=True).values.tensor_split(_COLUMNS, dim=1)

@@ -11,16 +11,18 @@ from typing import Any
 
 import torch
 
+from paretron.artifacts.headers import DTYPE_BYTES
+from paretron.artifacts.journal import Journal
 from paretron.artifacts.manifest import MANIFEST, identity, sha256_file, versions
 from paretron.artifacts.reader import Checkpoint
 from paretron.errors import Code, ParetronError, Problem
 from paretron.families import sizes
 from paretron.importance.collect import batches_of, observe
+from paretron.importance.criteria import CRITERIA, Importance, Material
 from paretron.importance.depth import Evaluator, block_removals, greedy_removal
 from paretron.importance.executor import LayerStack
-from paretron.importance.journal import Journal
 from paretron.importance.measures import LossMeasure, Measure
-from paretron.importance.placement import choose_placement, load_stack
+from paretron.importance.placement import Chosen, choose_placement, load_stack
 from paretron.importance.scores import (
     DepthAccuracies,
     DepthLosses,
@@ -34,6 +36,7 @@ from paretron.recipe import Score
 from paretron.workers.world import World
 
 OnEvent = Callable[[str, Mapping[str, object]], None]
+GRADIENT_BYTES = 4
 
 
 def score_windows(
@@ -52,7 +55,8 @@ def score_windows(
     On a CPU the model runs in fp32, on an accelerator in its own dtype; statistics are fp64. The
     processes of `world` take samples in turn and all return the same. In `state` lies what does
     not fit in memory, and what a run that was killed need not do again.
-    Errors: USAGE when there are more processes than samples; those of `observe`.
+    Errors: USAGE when there are more processes than samples; MEMORY when gradients do not fit;
+    those of `observe` and of the criterion.
     """
     world = world or World(0, 1, _this_device())
     own = _own_windows(windows, world)
@@ -62,6 +66,8 @@ def score_windows(
     chosen = choose_placement(
         checkpoint, score.placement, device=world.device, processes=world.size
     )
+    if score.needs_gradients(depth=bool(block_sizes)):
+        _refuse_without_room(chosen, checkpoint)
     on_event("note", {"message": chosen.message})
     stack = load_stack(checkpoint, chosen, device=world.device)
     states = partial(
@@ -80,12 +86,15 @@ def score_windows(
             states=waiting if chosen.streamed else None,
             on_batches=progress.passed,
         ).summed(world.summed)
-    found: dict[str, Any] = {}
+    material = Material(
+        checkpoint, stack, batches, seed=seed, total=world.summed, states=states
+    )  # fmt: skip
+    by_criterion, found = _by_criteria(material, score, depth=bool(block_sizes), on_event=on_event)
     if measure is not None:
         evaluator = _evaluator(
             stack, measure, checkpoint, windows, score, world, state, states, on_event
         )
-        found = _removals(evaluator, score, block_sizes)
+        found |= _removals(evaluator, score, block_sizes)
     return Scores(
         ScoresInfo(
             model_type=checkpoint.family.model_type,
@@ -98,10 +107,44 @@ def score_windows(
             axes=_scored_axes(checkpoint),
             influence=observed.influence(),
             angular=observed.angular(),
+            criterion=score.criterion,
             **found,
         ),
         observed.axes,
+        by_criterion,
     )
+
+
+def _by_criteria(
+    material: Material, score: Score, *, depth: bool, on_event: OnEvent
+) -> tuple[Mapping[str, torch.Tensor], dict[str, Any]]:
+    """Units by the recipe's criterion, and what each layer is worth where depth asks for it."""
+    metrics = (score.depth.metric,) if depth else ()
+    found: dict[str, Importance] = {}
+    for name in dict.fromkeys((score.criterion, *metrics)):
+        if name in CRITERIA:
+            on_event("note", {"message": f"scoring by {name}"})
+            found[name] = CRITERIA[name](material)
+    values = {m: found[m].layers for m in metrics if m in found}
+    layers = {m: tuple(v.tolist()) for m, v in values.items() if v is not None}
+    units = found[score.criterion].units if score.criterion in found else {}
+    return units, {"layer_values": layers}
+
+
+def _refuse_without_room(chosen: Chosen, checkpoint: Checkpoint) -> None:
+    """MEMORY unless the model fits as a whole beside a gradient in fp32 for every weight."""
+    elements = sum(e.nbytes // DTYPE_BYTES[e.dtype] for e in checkpoint.entries.values())
+    needed = chosen.weights_bytes + GRADIENT_BYTES * elements
+    if chosen.streamed or needed > chosen.memory_bytes:
+        raise ParetronError(
+            Problem(
+                Code.MEMORY,
+                f"taylor needs {needed / 1e9:.2f} GB for weights and gradients, there are "
+                f"{chosen.memory_bytes / 1e9:.2f} GB",
+                where="score",
+                fix="another criterion and depth.metric, fewer processes, or more memory",
+            )
+        )
 
 
 def known_identity(folder: Path) -> str | None:
@@ -110,6 +153,21 @@ def known_identity(folder: Path) -> str | None:
     Hashing the weights of a downloaded checkpoint would cost a second read of all of them.
     """
     return identity(folder) if (folder / MANIFEST).is_file() else None
+
+
+def model_known_by(checkpoint: Checkpoint) -> str:
+    """What tells a model from another: its manifest, or its config, file sizes and times."""
+    if found := known_identity(checkpoint.path):
+        return found
+    files = sorted({e.file for e in checkpoint.entries.values()})
+    stats = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    return json.dumps([str(checkpoint.path.absolute()), checkpoint.config, stats], sort_keys=True)
+
+
+def versions_of_scores() -> dict[str, str | None]:
+    """The versions that may change a score."""
+    found = versions()
+    return {name: found.get(name) for name in ("paretron", "torch", "transformers")}
 
 
 def _own_windows(windows: Sequence[torch.Tensor], world: World) -> Sequence[torch.Tensor]:
@@ -172,12 +230,13 @@ def _evaluator(
     known: Mapping[tuple[int, ...], float] = {}
     journal = None
     if world.leads and state is not None:
-        journal = Journal(state / "depth.jsonl", _depends_on(checkpoint, windows, score))
-        known = dict(journal.values)
+        of = _depends_on(checkpoint, windows, score)
+        journal = Journal(state / "depth.jsonl", of=of, start_over=True)
+        known = {tuple(map(int, key)): f["value"] for key, f in journal.known.items()}
 
     def tell(removed: tuple[int, ...], value: float) -> None:
         if journal is not None:
-            journal.add(removed, value)
+            journal.add(removed, {"value": value})
         on_event("removal", {"without": list(removed), score.depth.metric: value})
 
     return Evaluator(
@@ -186,7 +245,8 @@ def _evaluator(
     )  # fmt: skip
 
 
-def _task_sha256(score: Score) -> str | None:
+def task_sha256(score: Score) -> str | None:
+    """The hash of the file of the task that depth is judged by, where it is a file."""
     path = score.depth.task_file
     return sha256_file(path) if path is not None and path.is_file() else None
 
@@ -198,15 +258,12 @@ def _depends_on(
     seen = hashlib.sha256()
     for window in windows[: score.depth.samples]:
         seen.update(window.numpy().tobytes() + b"|")
-    files = sorted({e.file for e in checkpoint.entries.values()})
-    stats = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-    found = versions()
     return {
-        "model": known_identity(checkpoint.path) or json.dumps([str(checkpoint.path), stats]),
+        "model": model_known_by(checkpoint),
         "windows": seen.hexdigest(),
         "depth": score.depth.model_dump(mode="json"),
-        "task": _task_sha256(score),
-        "versions": {name: found.get(name) for name in ("paretron", "torch", "transformers")},
+        "task": task_sha256(score),
+        "versions": versions_of_scores(),
     }
 
 

@@ -1,13 +1,14 @@
 """The scores file: sums in scores.safetensors, what they mean in scores.json.
 
 Everything a selection needs follows from it without the model: all nine aggregations of every
-width axis, the influence of every layer and block, the loss without them.
+width axis, the values of another criterion beside them, the influence of every layer and block, the
+loss without them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -19,9 +20,11 @@ from paretron.artifacts.headers import read_header
 from paretron.artifacts.jsonfile import dump, read_object
 from paretron.errors import Code, ParetronError, Problem
 from paretron.importance.statistics import Aggregation, AxisStatistics, aggregate
+from paretron.recipe.scoring import Depth
 
 SCORES_TENSORS = "scores.safetensors"
 SCORES_JSON = "scores.json"
+_CRITERION = "criterion"  # the part of a tensor's name after its axis
 
 
 class _Strict(BaseModel):
@@ -54,10 +57,16 @@ class DepthAccuracies(DepthLosses):
     task: str
 
 
+Criterion = Literal["activation", "random", "magnitude", "taylor", "fluctuation"]
+_OF_GROUPS = ("magnitude", "taylor")  # criteria by which a KV group is more than its query heads
+
+
 class ScoresInfo(_Strict):
     """scores.json. `influence[n][i]` is 1 - E[cos] over the block of n layers from the i-th on.
 
-    `angular[n][i]` is the mean angle over the same block, in parts of pi.
+    `angular[n][i]` is the mean angle over the same block, in parts of pi. `criterion` is what units
+    are ranked by; `layer_values[metric][i]` is what layer i is worth by a metric that gives every
+    layer a value of its own.
     """
 
     schema_: Literal[1] = Field(default=1, alias="schema")
@@ -73,20 +82,48 @@ class ScoresInfo(_Strict):
     angular: Mapping[int, tuple[float, ...]] = Field(default_factory=dict)
     losses: DepthLosses | None = None
     accuracies: DepthAccuracies | None = None
+    criterion: Criterion = "activation"
+    layer_values: Mapping[str, tuple[float, ...]] = Field(default_factory=dict)
+
+    def depth(self) -> Depth:
+        """How these scores rank layers, where nobody says otherwise: by what was measured."""
+        if (measured := self.losses or self.accuracies) is not None:
+            task = measured.task if isinstance(measured, DepthAccuracies) else None
+            metric: Literal["task", "loss"] = "task" if task else "loss"
+            return Depth(metric=metric, task=task, contiguous=not measured.greedy)
+        for known in ("random", "magnitude", "taylor"):
+            if known in self.layer_values:
+                return Depth.model_validate({"metric": known})
+        return Depth(metric="bi")
+
+    def criterion_shapes(self) -> dict[str, tuple[int, int]]:
+        """The [places, units] of every axis that a criterion besides `activation` values."""
+        if self.criterion == "activation":
+            return {}
+        shapes = {axis: (len(a.taps), a.units) for axis, a in self.axes.items()}
+        shapes["hidden"] = (1, self.sizes["hidden"])
+        if self.criterion in _OF_GROUPS:
+            shapes["kv_heads"] = (self.sizes["layers"], self.sizes["kv_heads"])
+        return shapes
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Importance of everything in one model; `statistics` has the axes of `info.axes`."""
+    """Importance of everything in one model; `statistics` has the axes of `info.axes`.
+
+    `units` are the values of a criterion besides `activation`, fp64 [places, units] by axis.
+    """
 
     info: ScoresInfo
     statistics: Mapping[str, AxisStatistics]
+    units: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write both files into an existing folder."""
         tensors: dict[str, torch.Tensor] = {}
         for axis, s in self.statistics.items():
             tensors |= {f"{axis}.sums": s.sums, f"{axis}.squares": s.squares}
+        tensors |= {f"{axis}.{_CRITERION}": values for axis, values in self.units.items()}
         save_file(tensors, folder / SCORES_TENSORS)
         dump(folder / SCORES_JSON, self.info.model_dump(mode="json", by_alias=True))
 
@@ -113,7 +150,7 @@ class Scores:
             f"{axis}.{part}": (len(a.taps), 3, a.units)
             for axis, a in info.axes.items()
             for part in ("sums", "squares")
-        }
+        } | {f"{axis}.{_CRITERION}": s for axis, s in info.criterion_shapes().items()}
         if shapes != expected:
             raise _bad(folder / SCORES_TENSORS, Code.INPUT_SHAPE, "does not fit scores.json")
         tensors = load_file(folder / SCORES_TENSORS)
@@ -126,27 +163,46 @@ class Scores:
             axis: AxisStatistics(info.samples, tensors[f"{axis}.sums"], tensors[f"{axis}.squares"])
             for axis in info.axes
         }
-        return cls(info, statistics)
+        units = {axis: tensors[f"{axis}.{_CRITERION}"] for axis in info.criterion_shapes()}
+        return cls(info, statistics, units)
 
     def values(
         self, axis: str, layer: int | None = None, *, batch: Aggregation, sequence: Aggregation
     ) -> torch.Tensor:
-        """Scores of the units of an axis, fp64 [units].
+        """Scores of the units of an axis by the file's criterion, fp64 [units].
 
         Axes: "ffn", "experts", "heads" and "kv_heads" in one layer; "moe_ffn" in one layer too,
-        [experts, units]; "hidden" over all norms of all layers, with no layer stated. A KV group
-        counts as the sum of its query heads.
+        [experts, units]; "hidden" over the whole model, for activations all norms of all layers,
+        with no layer stated. A KV group counts as the sum of its query heads, but by magnitude and
+        taylor as all of its own weights. `batch` and `sequence` aggregate activations alone.
         """
         if axis == "hidden":
-            return aggregate(self.statistics[axis], batch=batch, sequence=sequence).sum(0)
+            return self.places(axis, batch=batch, sequence=sequence).sum(0)
         if layer is None:
             raise ValueError(f"{axis} is ranked inside a layer: state which")
+        if axis == "kv_heads" and axis in self.units:
+            return self.units[axis][layer]
         if axis == "kv_heads":
             heads = self.values("heads", layer, batch=batch, sequence=sequence)
             return heads.view(self.info.sizes["kv_heads"], -1).sum(1)
-        taps = self._taps(axis, layer)
-        found = aggregate(self.statistics[axis].of(taps), batch=batch, sequence=sequence)
+        found = self.places(axis, self._taps(axis, layer), batch=batch, sequence=sequence)
         return found if axis == "moe_ffn" else found[0]
+
+    def places(
+        self,
+        axis: str,
+        which: list[int] | None = None,
+        *,
+        batch: Aggregation,
+        sequence: Aggregation,
+    ) -> torch.Tensor:
+        """Scores of an axis where it was observed, there or everywhere, fp64 [places, units]."""
+        if self.info.criterion != "activation":
+            values = self.units[axis]
+            return values if which is None else values[which]
+        statistics = self.statistics[axis]
+        some = statistics if which is None else statistics.of(which)
+        return aggregate(some, batch=batch, sequence=sequence)
 
     def observed(self, axis: str, layer: int | None = None) -> bool:
         """Whether the axis has scores there: experts, for one, need not be in every layer."""

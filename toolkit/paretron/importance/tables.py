@@ -52,11 +52,12 @@ def spread(values: torch.Tensor) -> float:
 def _layers(scores: Scores, score: Score) -> Table:
     info = scores.info
     axes = [a for a in _IN_LAYERS if scores.observed(a) and (a != "kv_heads" or _grouped(scores))]
-    columns = ["layer", "BI", "angle/pi", *_removal_columns(scores)]
+    columns = ["layer", "BI", "angle/pi", *info.layer_values, *_removal_columns(scores)]
     columns += [f"{_IN_LAYERS[axis]}: half in" for axis in axes]
     rows = []
     for i in range(info.sizes["layers"]):
         row = [str(i), *_distances(scores, 1, i)]
+        row += [f"{values[i]:.4g}" for values in info.layer_values.values()]
         row += _removed(scores, 1, i)
         for axis in axes:
             if not scores.observed(axis, i):
@@ -66,6 +67,8 @@ def _layers(scores: Scores, score: Score) -> Table:
             row.append(f"{spread(values):.0%}")
         rows.append(tuple(row))
     title = f"layers ({info.samples} samples, {info.tokens} tokens)"
+    if info.criterion != "activation":
+        title += f"; units by {info.criterion}"
     if info.losses is not None:
         title += f"; loss with all of them {info.losses.baseline:.4f}"
     if info.accuracies is not None:

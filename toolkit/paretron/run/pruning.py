@@ -1,11 +1,14 @@
-"""Cutting one shape out of a stage's model: for students whose shape is stated, or searched."""
+"""Cutting one shape out of a model: by its scores, in rounds or not, compensated or not."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from paretron.artifacts.manifest import Provenance
 from paretron.families import Sizes
+from paretron.recipe import Recipe
+from paretron.run.events import OnEvent
 from paretron.run.runner import Context
 
 
@@ -18,13 +21,57 @@ def prune_to(
     overwrite: bool = False,
 ) -> None:
     """Prune the stage's model by its scores to these sizes, compensated as the recipe says."""
-    from paretron.compensate.stage import prune_compensated
-
-    recipe = context.recipe
-    prune_compensated(
+    prune_model(
         context.folders["model"],
         context.folders["scores"],
         context.folders["data"] / "calibration",
+        recipe=context.recipe,
+        sizes=sizes,
+        out=out,
+        state=context.state,
+        provenance=provenance,
+        overwrite=overwrite,
+        on_event=context.on_event,
+    )
+
+
+def prune_model(
+    model: Path,
+    scores: Path,
+    calibration: Path,
+    *,
+    recipe: Recipe,
+    sizes: Sizes,
+    out: Path,
+    state: Path,
+    provenance: Provenance | Callable[[], Provenance],
+    overwrite: bool = False,
+    on_event: OnEvent,
+) -> None:
+    """Prune a model as a recipe says; `calibration` is a token store.
+
+    In `state` lies what rounds that were killed need not do again.
+    """
+    from paretron.compensate.stage import prune_compensated
+    from paretron.run.rounds import select_in_rounds
+
+    selection = None
+    if recipe.score.rounds > 1:
+        selection = select_in_rounds(
+            model,
+            scores,
+            calibration,
+            sizes=sizes,
+            score=recipe.score,
+            calibration_settings=recipe.data.calibration,
+            seed=recipe.seed,
+            state=state,
+            on_event=on_event,
+        )
+    prune_compensated(
+        model,
+        scores,
+        calibration,
         sizes=sizes,
         prune=recipe.prune,
         score=recipe.score,
@@ -33,6 +80,7 @@ def prune_to(
         seed=recipe.seed,
         out=out,
         provenance=provenance,
+        selection=selection,
         overwrite=overwrite,
-        on_event=context.on_event,
+        on_event=on_event,
     )

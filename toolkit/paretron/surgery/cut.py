@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 import torch
 
+from paretron.artifacts.config import DTYPE_NAMES
 from paretron.artifacts.passing import BLOCK_BYTES
 from paretron.artifacts.reader import Checkpoint
-from paretron.artifacts.rows import row_blocks
 from paretron.artifacts.tensors import check_finite
 from paretron.errors import Code, ParetronError, Problem
-from paretron.families import Tensor
+from paretron.families import Placed, Tensor
 from paretron.families import sizes as sizes_of
 from paretron.recipe import Prune
 from paretron.surgery.heads import givers, merged_slice
+from paretron.surgery.layers import LayerReader
 from paretron.surgery.postnorms import balanced_norm
 from paretron.surgery.selection import Selection
 from paretron.surgery.slicing import Index, Kept, dim_index, slice_tensor, take
@@ -57,21 +58,22 @@ class Cutter:
         self._sizes = sizes_of(checkpoint.family, checkpoint.config)
         self._selection = selection
         self._merge_heads = prune.merge_heads
-        self._dtype: torch.dtype | None = getattr(torch, prune.dtype) if prune.dtype else None
+        self._reader = LayerReader(checkpoint, selection.layers, merge=prune.layers == "merge")
 
     def blocks(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, torch.Tensor]]:
         """The rows of every piece in order, in blocks, in the dtype that is written."""
         for piece in pieces:
             for block in self._cut(piece):
                 computed = self._balanced(block, piece)
-                yield piece, self._cast(computed, piece, made=computed is not block).contiguous()
+                made = computed is not block or self._reader.merges(self._place(piece))
+                yield piece, self._cast(computed, piece, made=made).contiguous()
 
     def _cut(self, piece: Piece) -> Iterator[torch.Tensor]:
         kept = self._selection.kept(piece.layer, piece.expert)
         if piece.layer is not None and self._merge_heads:
             ranks = self._selection.head_ranks[piece.layer]
             if givers(piece.row, sizes=self._sizes, kept=kept, ranks=ranks) is not None:
-                whole = self._checkpoint.read(piece.source)
+                whole = self._reader.read(self._place(piece))
                 merged = merged_slice(whole, piece.row, sizes=self._sizes, kept=kept, ranks=ranks)
                 where = self._checkpoint.where(piece.source)
                 _representable(merged, where, fix="set prune.merge_heads to false")
@@ -81,8 +83,8 @@ class Cutter:
         if not _ascending(rows):
             yield self._whole(piece, kept)
             return
-        entry = self._checkpoint.entries[piece.source]
-        for first, block in row_blocks(entry, block_bytes=self._block_bytes):
+        place = self._place(piece)
+        for first, block in self._reader.blocks(place, block_bytes=self._block_bytes):
             part = take(block, 0, _inside(rows, first, first + len(block)))
             if len(part):
                 for dim, index in enumerate(others, start=1):
@@ -99,15 +101,19 @@ class Cutter:
         )
 
     def _whole(self, piece: Piece, kept: Kept) -> torch.Tensor:
-        tensor = self._checkpoint.read(piece.source)
+        tensor = self._reader.read(self._place(piece))
         return slice_tensor(tensor, piece.row, sizes=self._sizes, kept=kept)
 
+    def _place(self, piece: Piece) -> Placed:
+        expert = self._selection.source_expert(piece.layer, piece.expert)
+        return Placed(piece.row, piece.layer, expert)
+
     def _cast(self, block: torch.Tensor, piece: Piece, *, made: bool) -> torch.Tensor:
-        """The block in the dtype asked for; GATE_NONFINITE when that cannot hold a value.
+        """The block in the dtype that is written; GATE_NONFINITE when that cannot hold a value.
 
         What was only cut was checked when it was read; `made` by arithmetic, it is checked here.
         """
-        cast = block.to(self._dtype or block.dtype)
+        cast = block.to(getattr(torch, DTYPE_NAMES[piece.dtype]))
         if made or cast is not block:
             where = self._checkpoint.where(piece.source)
             _representable(cast, where, fix="set prune.dtype to bfloat16 or float32")

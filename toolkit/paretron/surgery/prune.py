@@ -25,6 +25,7 @@ from paretron.artifacts.writer import Layout, TensorWriter
 from paretron.errors import Code, ParetronError, Problem
 from paretron.families import Placed, Sizes, placed_tensors
 from paretron.families import sizes as sizes_of
+from paretron.families.kinds import merging_problem
 from paretron.families.table import with_sizes
 from paretron.importance.scores import Scores
 from paretron.recipe import Prune, Score
@@ -44,20 +45,22 @@ def prune(
     score: Score,
     out: Path,
     provenance: Provenance | Callable[[], Provenance],
+    selection: Selection | None = None,
     overwrite: bool = False,
     on_event: OnEvent,
 ) -> None:
     """Cut a checkpoint to the target `sizes` by its scores; `out` is a Hugging Face repository.
 
-    `provenance` may be a function, asked when everything is written. Errors: RECIPE_TARGET,
-    RUN_MISMATCH when the scores are another model's, and those of reading and writing.
+    A `selection` that was made in rounds is kept instead of the best by the scores. `provenance`
+    may be a function, asked when everything is written. Errors: RECIPE_TARGET, RUN_MISMATCH when
+    the scores are another model's, and those of reading and writing.
     """
     refuse_overlap(out, model)
     checkpoint = Checkpoint.open(model)
     check_tokenizer(model, vocab=checkpoint.config["vocab_size"])
     loaded = Scores.load(scores)
     same_model(checkpoint, loaded)
-    selection = choose(loaded, sizes=sizes, score=score)
+    selection = selection or choose(loaded, sizes=sizes, score=score)
     cut = Cut.plan(checkpoint, selection, sizes=sizes, prune=prune)
     digests: dict[str, str] = {}
     with (
@@ -105,8 +108,13 @@ class Cut:
         prune: Prune,
         block_bytes: int = BLOCK_BYTES,
     ) -> Cut:
-        """Settle names, shapes, dtypes and the config without reading a weight."""
+        """Settle names, shapes, dtypes and the config without reading a weight.
+
+        UNSUPPORTED where layers are to be merged that are of several kinds.
+        """
         whole = len(selection.layers) == sizes_of(checkpoint.family, checkpoint.config)["layers"]
+        if not whole and prune.layers == "merge":
+            refuse_mixed_layers(checkpoint)
         config = with_sizes(
             checkpoint.family,
             checkpoint.config,
@@ -180,6 +188,12 @@ def _no_memory_told(model: Path) -> Iterator[None]:
 
 _NO_MEMORY = ("can't allocate memory", "can't start new thread")
 _SHORT = {name: short for short, name in DTYPE_NAMES.items()}  # "bfloat16" -> "BF16"
+
+
+def refuse_mixed_layers(checkpoint: Checkpoint) -> None:
+    """UNSUPPORTED where layers are to be merged that are of several kinds."""
+    if problem := merging_problem(checkpoint.family, checkpoint.config):
+        raise ParetronError(problem)
 
 
 def same_model(checkpoint: Checkpoint, scores: Scores) -> None:

@@ -68,10 +68,12 @@ def choose(scores: Scores, *, sizes: Sizes, score: Score) -> Selection:
     Channels are ranked over the whole model, neurons, experts and KV groups inside their layer,
     query heads inside their KV group, an expert's neurons inside it; `score` says how activations
     are aggregated and layers are ranked.
-    Errors: RECIPE_TARGET when a size is out of reach or the scores do not hold that depth.
+    Errors: RECIPE_TARGET when a size is out of reach or the scores do not hold that depth,
+    RUN_MISMATCH when they are by another criterion.
     """
     have = scores.info.sizes
     check_target(have, sizes)
+    _same_criterion(scores, score)
 
     def values(axis: str, layer: int | None = None) -> torch.Tensor:
         return scores.values(axis, layer, batch=score.batch, sequence=score.sequence)
@@ -127,9 +129,9 @@ def _choose_layers(scores: Scores, count: int, score: Score) -> tuple[int, ...]:
     lost = total - count
     if not lost:
         return tuple(range(total))
-    if depth.metric in ("bi", "angular") and not depth.contiguous:
-        distance = _block_cost(scores, 1, depth.metric)
-        gone = sorted(range(total), key=lambda i: (distance[i], i))[:lost]
+    if not depth.contiguous and depth.metric not in ("loss", "task"):
+        alone = _block_cost(scores, 1, depth.metric)
+        gone = sorted(range(total), key=lambda i: (alone[i], i))[:lost]
     elif depth.contiguous:
         cost = _block_cost(scores, lost, depth.metric)
         start = min(range(len(cost)), key=lambda i: (cost[i], i))
@@ -144,8 +146,17 @@ def _choose_layers(scores: Scores, count: int, score: Score) -> tuple[int, ...]:
 
 
 def _block_cost(scores: Scores, lost: int, metric: str) -> Sequence[float]:
-    """What removing each block of so many layers costs: lower is better."""
+    """What removing each block of so many layers costs: lower is better.
+
+    By magnitude and taylor a block is worth the sum of its layers; by random as much as its first
+    one, so that every block is equally likely to go.
+    """
     info = scores.info
+    if metric in ("random", "magnitude", "taylor"):
+        if metric not in info.layer_values:
+            raise _not_scored(lost, f"by {metric}")
+        each, last = info.layer_values[metric], 1 if metric == "random" else lost
+        return [sum(each[i : i + last]) for i in range(len(each) - lost + 1)]
     table: Mapping[int, Sequence[float]] = {
         "bi": info.influence,
         "angular": info.angular,
@@ -155,6 +166,18 @@ def _block_cost(scores: Scores, lost: int, metric: str) -> Sequence[float]:
     if lost not in table:
         raise _not_scored(lost, "as one block")
     return [-x for x in table[lost]] if metric == "task" else table[lost]
+
+
+def _same_criterion(scores: Scores, score: Score) -> None:
+    if scores.info.criterion != score.criterion:
+        raise ParetronError(
+            Problem(
+                Code.RUN_MISMATCH,
+                f"the scores are by {scores.info.criterion}, not by {score.criterion}",
+                where="score.criterion",
+                fix=f"score.criterion: {scores.info.criterion}, or run `paretron score` again",
+            )
+        )
 
 
 def _not_scored(lost: int, how: str) -> ParetronError:

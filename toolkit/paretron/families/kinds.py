@@ -1,0 +1,28 @@
+"""Kinds of layers: which of a model's layers could stand for each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from paretron.errors import Code, Problem
+from paretron.families.table import Family, sizes
+
+
+def merging_problem(family: Family, config: Mapping[str, Any]) -> Problem | None:
+    """Why the layers of a model cannot be merged: they are of several kinds.
+
+    Layers are of one kind when they have the same tensors and the same entry in every list of the
+    config that has one a layer (full attention or a window, a rotary embedding or none).
+    """
+    lists = [v for k in family.per_layer_lists if isinstance(v := config.get(k), list)]
+    layers = range(sizes(family, config)["layers"])
+    kinds = {(family.rows(config, i), *(values[i] for values in lists)) for i in layers}
+    if len(kinds) == 1:
+        return None
+    return Problem(
+        Code.UNSUPPORTED,
+        f"the layers of this {family.model_type} are of {len(kinds)} kinds, which do not merge",
+        where="prune.layers",
+        fix="drop",
+    )
