@@ -9,9 +9,16 @@ import torch
 
 from paretron.artifacts.models import load_model
 from paretron.artifacts.reader import Checkpoint
-from paretron.compensate.decide import decide
-from paretron.compensate.stage import Student, split_samples
+from paretron.compensate.decide import Decision, decide
+from paretron.compensate.model import StudentStack
+from paretron.compensate.samples import Samples, split_samples
+from paretron.compensate.student import Student
+from paretron.compensate.trimmed import Trimmed
+from paretron.compensate.walk import Walk
 from paretron.families import sizes
+from paretron.importance.collect import batches_of
+from paretron.importance.states import HiddenStates
+from paretron.importance.stream import StreamedStack
 from paretron.recipe import Compensate, Prune, Score
 from paretron.surgery.selection import choose
 from picoscores import random_scores
@@ -50,7 +57,39 @@ def compensated(
         seed=0,
     )
     folder.mkdir(parents=True)
-    return student.write(folder, split_samples(windows(count), micro_batch=4))
+    return student.write(folder, samples_of(count))
+
+
+def samples_of(count: int) -> Samples:
+    """What `compensated` fits to and measures on."""
+    return split_samples(windows(count), micro_batch=4)
+
+
+def stream_errors(
+    model: Path, *, ridge: float | None, count: int, length: int, **new: int
+) -> list[float]:
+    """What the student's stream misses after every layer, on the very samples it is fitted to."""
+    checkpoint = Checkpoint.open(model)
+    have = sizes(checkpoint.family, checkpoint.config)
+    selection = choose(random_scores(checkpoint), sizes=have | new, score=Score())
+    student = Student.of(
+        checkpoint,
+        selection,
+        sizes=have | new,
+        prune=Prune(merge_heads=False),
+        decision=Decision(refit=ridge is not None),
+        ridge=ridge or 1.0,
+        seed=0,
+    )
+    batches = tuple(batches_of(windows(count, length), 4))
+    with HiddenStates() as states:
+        teacher = StreamedStack(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
+        stack = StudentStack(student.servable, device=teacher.device)
+        trimmed = Trimmed(checkpoint, selection, student.config, basis=None, merge_heads=False)
+        samples = Samples(batches, batches)
+        walk = Walk(teacher, stack, trimmed, samples, states, ridge=ridge)
+        assert sum(1 for _ in walk.layers()) == 2 * len(walk.errors)
+    return walk.errors
 
 
 @torch.no_grad()

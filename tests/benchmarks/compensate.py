@@ -1,7 +1,7 @@
 """Loss right after pruning with and without compensation, as JSON lines: needs a model and texts.
 
 python tests/benchmarks/compensate.py --model DIR --gsm8k-train F --speeches F --gsm8k-test F \
-    --wikitext F --seeds 3
+    --wikitext F --seeds 0 1 2
 
 Calibrated on 128 windows of each of two texts, measured on the first 200 windows of each of two
 others, 256 tokens a window; nothing is trained.
@@ -21,8 +21,8 @@ import torch
 from paretron.artifacts.models import load_model, load_tokenizer
 from paretron.artifacts.reader import Checkpoint
 from paretron.compensate.decide import decide
-from paretron.compensate.stage import Student
-from paretron.compensate.walk import Samples
+from paretron.compensate.samples import Samples
+from paretron.compensate.student import Student
 from paretron.data.sources import read_documents
 from paretron.data.store import TokenStore, sample_windows
 from paretron.data.tokens import build_token_store
@@ -130,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("model", "gsm8k-train", "speeches", "gsm8k-test", "wikitext"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--calibration", type=int, default=128, help="windows of each text")
     parser.add_argument("--measured", type=int, default=200, help="windows of each text")
     parser.add_argument("--rows", default="", help="only rows that contain this")
@@ -145,7 +145,7 @@ def main() -> None:
             for n in ("gsm8k-test", "wikitext")
         }
         print(json.dumps({"row": "teacher"} | measure(a.model, texts)), flush=True)
-        for seed in range(a.seeds):
+        for seed in a.seeds:
             drawn = torch.cat([
                 sample_windows(stores[n], a.calibration, SEQ_LEN, seed)
                 for n in ("gsm8k-train", "speeches")

@@ -187,3 +187,24 @@ def test_the_checkpoint_that_is_written_computes_what_was_measured(pico: PicoMak
         loss = load_model(out)(held, labels=held, use_cache=False).loss
     assert float(loss) == pytest.approx(figures["loss"]["compensated"], abs=1e-5)
     assert json.loads((out / "config.json").read_text())["hidden_size"] == 48
+
+
+@pytest.mark.parametrize(
+    ("family", "kept"),
+    [("nemotron", ["layers.{i}.input", "layers.{i}.post", "model.norm"]),
+     ("starcoder2", ["model.norm"]), ("llama", [])],
+)  # fmt: skip
+def test_biases_that_are_partly_lost_are_named(family: str, kept: list[str]) -> None:
+    config = pico_model(family).config.to_dict()
+    have = sizes(FAMILIES[family], config)
+    settings = Compensate(rotate=True)
+
+    def notes(new: dict[str, int]) -> str:
+        found = decide(FAMILIES[family], config, sizes=have, new=have | new, settings=settings)
+        return " ".join(n for n in found.notes if "biases" in n)
+
+    said = notes({"hidden": 48})
+    assert all(name in said for name in kept)
+    assert bool(said) == bool(kept)
+    assert said.count("layernorm") == (2 if family == "nemotron" else 0)
+    assert not notes({})  # a whole rotation loses nothing

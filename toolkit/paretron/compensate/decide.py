@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from paretron.compensate.residual import refit_limit, rotation_limit
+from paretron.compensate.residual import refit_limit, rotation_limit, unabsorbed
 from paretron.errors import Code, Problem
 from paretron.families import Family, Sizes
 from paretron.recipe import Compensate
@@ -22,6 +22,7 @@ class Decision:
     rotate: bool = False
     untie: bool = False
     refit: bool = False
+    means: bool = False  # refitted to means alone
     spread: bool = False
     extra_params: int = 0
     notes: tuple[str, ...] = ()
@@ -31,6 +32,11 @@ class Decision:
     def any(self) -> bool:
         """Whether the student is more than trimmed."""
         return self.rotate or self.refit
+
+    def merges_heads(self, asked: bool | Literal["auto"]) -> bool:
+        """Whether residuals of pruned heads go into kept ones, for `prune.merge_heads`."""
+        # Merged heads were no help to heads that are refitted, and harm without (measured).
+        return asked is True or (asked == "auto" and not self.refit)
 
 
 def decide(
@@ -64,18 +70,36 @@ def decide(
         how = "its principal components" if new["hidden"] < sizes["hidden"] else "an equal basis"
         more = f"; the head is untied, {extra} parameters more" if tied else ""
         notes.append(f"the residual stream is rotated to {how}{more}")
+        lost = unabsorbed(family, config) if new["hidden"] < sizes["hidden"] else ()
+        if lost:
+            notes.append(
+                f"of the biases of {', '.join(lost)} only what lies in the kept directions stays: "
+                "what reads these norms has no bias to take over the rest"
+            )
     limit = refit_limit(family)
     refit = bool(settings.refit) and not limit
-    if settings.refit is True and limit:
+    means = refit and settings.refit == "mean"
+    if settings.refit in (True, "mean") and limit:
         problems.append(_problem("refit", f"{family.model_type}: {limit}", "auto or false"))
     elif settings.refit and limit:
         notes.append(f"nothing is refitted: {limit}")
     if refit:
-        notes.append("matrices are refitted by ridge regression, layer after layer")
+        how = "to the mean of their output" if means else "by ridge regression, layer after layer"
+        notes.append(f"matrices are refitted {how}")
+    if means and "experts" in sizes:
+        notes.append("experts stay as they are cut")
+    elif refit and "experts" in sizes:
+        notes.append(
+            "experts are refitted one after another, each on the tokens routed to it; the router "
+            "is fitted to its norm alone, also where whole experts go"
+        )
+    if settings.by_axis and not (rotate or refit):
+        notes.append("by_axis measures nothing, for nothing is compensated")
     return Decision(
         rotate=rotate,
         untie=rotate and tied,
         refit=refit,
+        means=means,
         spread=rotate and settings.spread,
         extra_params=extra if rotate else 0,
         notes=tuple(notes),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch import nn
 from paretron.artifacts.held import in_memory
 from paretron.artifacts.partial import empty_model, fill
 from paretron.artifacts.reader import Checkpoint
+from paretron.compensate.residual import Half
 from paretron.families import Tensor, family_of
 from paretron.importance.executor import LayerStack, Prepared
 
 _NOWHERE = Path("student")  # named in errors about its config
+_TOKENS_AT_ONCE = 512  # through an MLP
 
 
 class StudentStack(LayerStack):
@@ -39,10 +42,11 @@ class StudentStack(LayerStack):
 
     @contextmanager
     def holding(self, number: int, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        """While open, layer `number` has these tensors, named as on disk."""
+        """While open, layer `number` has these tensors, named as on disk, and no other."""
         held = in_memory(tensors, self.family, self._config)
         prefix = f"{self._layers_name}.{number}."
-        state = {n.removeprefix(prefix): t.to(self._device) for n, t in held.items()}
+        state = dict(self.layers[number].state_dict())  # what is not given stays empty
+        state |= {n.removeprefix(prefix): t.to(self._device) for n, t in held.items()}
         empty = fill(self.layers[number], state, where=prefix)
         try:
             yield
@@ -58,20 +62,102 @@ class _Reached(Exception):
     """The module that a pass was run for has been reached."""
 
 
+class _Nothing(nn.Module):
+    """Stands where attention stands, and adds nothing to the stream."""
+
+    def forward(self, hidden_states: torch.Tensor, **_: object) -> tuple[torch.Tensor, None]:
+        return torch.zeros_like(hidden_states), None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some positions of a batch that have passed half a layer: `where` in [B * T], `out` [n, D].
+
+    `inputs` are what the modules asked for have read, [n, A].
+    """
+
+    where: slice
+    out: torch.Tensor
+    inputs: tuple[torch.Tensor, ...]
+
+
 def module_of(stack: LayerStack, row: Tensor, number: int) -> nn.Module:
     """The module of a row's weight in a layer."""
     name: str = row.name.format(i=number).removesuffix(".weight")
     return stack.model.get_submodule(name)
 
 
+def experts_of(stack: LayerStack, number: int) -> nn.Module:
+    """The module that holds all experts of a layer, by the table's word on what it is made of."""
+    held = next(name for name, rows in stack.family.held.items() if "{e}" in rows[0])
+    name: str = held.format(i=number).rpartition(".")[0]
+    return stack.model.get_submodule(name)
+
+
 @torch.no_grad()
-def run_layer(
+def run_half(
     stack: LayerStack,
     number: int,
+    half: int,
+    rows: tuple[Half, Half],
     prepared: Prepared,
     hidden_BTD: torch.Tensor,
     *,
     inputs_of: tuple[nn.Module, ...] = (),
+) -> Iterator[Piece]:
+    """Attention's half of a layer (0) for a whole batch, or the MLP's (1), piece by piece.
+
+    Only attention looks at other positions; an MLP over all of them at once would hold several
+    times what the stream does.
+    """
+    if half == 0:
+        second = module_of(stack, rows[1].norm, number)
+        out, inputs = _run(stack, number, prepared, hidden_BTD, inputs_of, until=second)
+        yield Piece(slice(None), out.flatten(0, 1), tuple(x.flatten(0, -2) for x in inputs))
+        return
+    flat = hidden_BTD.flatten(0, 1)
+    with _without_attention(stack, number, rows[0]):
+        for start in range(0, len(flat), _TOKENS_AT_ONCE):
+            where = slice(start, start + _TOKENS_AT_ONCE)
+            out, inputs = _run(stack, number, prepared, flat[None, where], inputs_of)
+            yield Piece(where, out[0], tuple(x.flatten(0, -2) for x in inputs))
+
+
+def pass_half(
+    stack: LayerStack,
+    number: int,
+    half: int,
+    rows: tuple[Half, Half],
+    prepared: Prepared,
+    hidden_BTD: torch.Tensor,
+) -> torch.Tensor:
+    """The stream behind half a layer, [B, T, D]."""
+    pieces = run_half(stack, number, half, rows, prepared, hidden_BTD)
+    return torch.cat([piece.out for piece in pieces]).view_as(hidden_BTD)
+
+
+@contextmanager
+def _without_attention(stack: LayerStack, number: int, rows: Half) -> Iterator[None]:
+    """While open, the layer's first half passes the stream on as it is, without its weights."""
+    norm = rows.norm.name.format(i=number).removesuffix(".weight")
+    attention = rows.writers[0].name.format(i=number).removesuffix(".weight").rpartition(".")[0]
+    before = {name: stack.model.get_submodule(name) for name in (norm, attention)}
+    stack.model.set_submodule(norm, nn.Identity())
+    stack.model.set_submodule(attention, _Nothing())
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            stack.model.set_submodule(name, module)
+
+
+def _run(
+    stack: LayerStack,
+    number: int,
+    prepared: Prepared,
+    hidden_BTD: torch.Tensor,
+    inputs_of: tuple[nn.Module, ...],
+    *,
     until: nn.Module | None = None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """The layer's output, or what `until` reads, and what each module of `inputs_of` reads."""

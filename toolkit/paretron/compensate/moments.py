@@ -1,4 +1,4 @@
-"""Second moments of activations: mergeable sums, and the regressions that they solve."""
+"""Second moments of activations, and the regressions that they solve."""
 
 from __future__ import annotations
 
@@ -6,45 +6,33 @@ from dataclasses import dataclass
 
 import torch
 
+from paretron.compensate.symmetric import Symmetric
+
+_TOKENS_AT_ONCE = 512  # whose fp64 copies exist at a time
+
 
 @dataclass
 class Moments:
-    """Sums over tokens, fp64: `inputs` = sum of a a^T [A, A], `cross` = sum of y a^T [Y, A].
-
-    Sums of two sets of tokens add up to those of both, in any order and split.
-    """
+    """Sums over tokens, fp64: `inputs` = sum of a a^T [A, A], `cross` = sum of y a^T [Y, A]."""
 
     tokens: int
-    inputs: torch.Tensor
+    inputs: Symmetric
     cross: torch.Tensor
-    squares: float  # sum of y^2
 
     @classmethod
     def zeros(cls, inputs: int, outputs: int, *, device: torch.device | None = None) -> Moments:
         """Of no token yet."""
-        return cls(
-            0,
-            torch.zeros((inputs, inputs), dtype=torch.float64, device=device),
-            torch.zeros((outputs, inputs), dtype=torch.float64, device=device),
-            0.0,
-        )
+        cross = torch.zeros((outputs, inputs), dtype=torch.float64, device=device)
+        return cls(0, Symmetric(inputs, device=device), cross)
 
     def add(self, a_NA: torch.Tensor, y_NY: torch.Tensor) -> None:
         """Count N tokens: what a matrix reads and what it should give."""
-        a, y = a_NA.double(), y_NY.double()
-        self.tokens += len(a)
-        self.inputs.addmm_(a.T, a)
-        self.cross.addmm_(y.T, a)
-        self.squares += float(y.square().sum())
-
-    def merged(self, other: Moments) -> Moments:
-        """The sums over both sets of tokens."""
-        return Moments(
-            self.tokens + other.tokens,
-            self.inputs + other.inputs,
-            self.cross + other.cross,
-            self.squares + other.squares,
-        )
+        pairs = zip(a_NA.split(_TOKENS_AT_ONCE), y_NY.split(_TOKENS_AT_ONCE), strict=True)
+        for a, y in pairs:
+            wide = a.double()
+            self.inputs.add(wide)
+            self.cross.addmm_(y.double().T, wide)
+        self.tokens += len(a_NA)
 
     def solve(self, *, ridge: float) -> torch.Tensor:
         """W [Y, A] that minimises the sum of |y - W a|^2 + lambda |W|^2.
@@ -54,14 +42,9 @@ class Moments:
         """
         if not self.cross.any():
             return self.cross
-        diagonal = self.inputs.diagonal()
-        diagonal += ridge * diagonal.mean() + torch.finfo(torch.float64).tiny
-        factor, failed = torch.linalg.cholesky_ex(self.inputs)
-        if int(failed):  # inputs that are no more than rank-deficient, and no ridge to speak of
-            return torch.linalg.lstsq(self.inputs, self.cross.T, driver="gelsd").solution.T
-        return torch.cholesky_solve(self.cross.T, factor).T
-
-    def error(self, weight_YA: torch.Tensor) -> float:
-        """The sum of |y - W a|^2 for a matrix; ask before `solve`, which uses the sums up."""
-        w = weight_YA.double()
-        return float(self.squares - 2 * (w * self.cross).sum() + ((w @ self.inputs) * w).sum())
+        more = ridge * self.inputs.mean_diagonal() + torch.finfo(torch.float64).tiny
+        for part in self.inputs.diagonals:
+            part += more
+        self.inputs.factor()
+        self.inputs.solve(self.cross)
+        return self.cross

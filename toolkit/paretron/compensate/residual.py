@@ -33,11 +33,6 @@ class Half:
     absorbs: bool
 
     @property
-    def writer(self) -> Tensor | None:
-        """The one matrix that writes; None where experts share the work."""
-        return self.writers[0] if len(self.writers) == 1 and not self.routed else None
-
-    @property
     def routed(self) -> bool:
         """Whether experts write."""
         return any(t.per_expert for t in self.writers)
@@ -96,6 +91,17 @@ def halves(family: Family, config: Mapping[str, Any], layer: int) -> tuple[Half,
     )
 
 
+def unabsorbed(family: Family, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The norms with a bias that no bias of a reader can take over, as a table names them."""
+    names = {t.name for t in (*family.rows(config, 0), *family.tensors)}
+    norms = [half.norm for half in halves(family, config, 0) if not half.absorbs]
+    return tuple(
+        norm.name.removesuffix(".weight")
+        for norm in (*norms, final_norm(family))
+        if norm.name.removesuffix("weight") + "bias" in names
+    )
+
+
 def final_norm(family: Family) -> Tensor:
     """The norm that the head reads."""
     return next(t for t in family.tensors if t.is_norm and not t.per_layer)
@@ -109,12 +115,6 @@ def half_of(found: tuple[Half, Half], row: Tensor) -> int:
         for k, half in enumerate(found)
         if any(t.name == weight for t in (*half.readers, *half.writers, half.norm))
     )
-
-
-def bias_of(family: Family, row: Tensor, config: Mapping[str, Any], layer: int) -> Tensor | None:
-    """The bias beside a weight, in a layer that has it."""
-    rows = family.rows(config, layer)
-    return next((t for t in rows if t.name == row.name.removesuffix("weight") + "bias"), None)
 
 
 def _half(family: Family, rows: tuple[Tensor, ...], norm: Tensor, *, attention: bool) -> Half:

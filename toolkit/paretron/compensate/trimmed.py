@@ -19,6 +19,7 @@ from paretron.compensate.residual import Half, final_norm, half_of, halves, role
 from paretron.families import Placed, Sizes, Tensor, placed_tensors
 from paretron.families import sizes as sizes_of
 from paretron.surgery.heads import merged_slice
+from paretron.surgery.layers import LayerReader
 from paretron.surgery.selection import Selection
 from paretron.surgery.slicing import Kept, slice_tensor
 
@@ -51,6 +52,7 @@ class Trimmed:
         *,
         basis: torch.Tensor | None,
         merge_heads: bool,
+        merge_layers: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
         self.family = checkpoint.family
@@ -64,24 +66,30 @@ class Trimmed:
         self._shared: Kept = shared
         self._sizes = sizes_of(self.family, checkpoint.config)
         self._merge_heads = merge_heads
+        self._reader = LayerReader(checkpoint, selection.layers, merge=merge_layers)
 
     def halves(self, layer: int) -> tuple[Half, Half]:
         """The halves of a layer, by its number in the teacher."""
         return halves(self.family, self.checkpoint.config, layer)
 
-    def layer(self, new: int) -> dict[str, torch.Tensor]:
-        """Every tensor of the student's layer `new` under its name on disk, in fp32."""
-        return {place.name: self._tensor(place) for place in self._places(new)}
-
-    def readers(self, new: int, half: int, map_DK: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What reads the norm of half a layer, through a map from the student's norm's output."""
-        rows = self.halves(self.selection.layers[new])[half].readers
-        old = self.selection.layers[new]
+    def half(self, new: int, number: int) -> dict[str, torch.Tensor]:
+        """Every tensor of half of the student's layer `new` under its name on disk, in fp32."""
+        both = self.halves(self.selection.layers[new])
         return {
-            place.name: self._cut(place, old) @ map_DK.cpu()
+            place.name: self._tensor(place)
             for place in self._places(new)
-            if place.row in rows
+            if self._half_of(both, place.row) == number
         }
+
+    def readers(
+        self, new: int, half: int, map_DK: torch.Tensor
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """What reads the norm of half a layer, through a map from the student's norm's output."""
+        old = self.selection.layers[new]
+        rows = self.halves(old)[half].readers
+        for place in self._places(new):
+            if place.row in rows:
+                yield place.name, self._cut(place, old) @ map_DK.cpu()
 
     def norm(self, row: Tensor, layer: int | None, *, scale: float) -> torch.Tensor:
         """A norm's weight: the fitted scale where the weight itself was folded away."""
@@ -106,6 +114,12 @@ class Trimmed:
         """What the teacher's norm multiplies by."""
         return self._read(name.format(i=layer)) + self.family.norm_offset
 
+    def reader_map(self, row: Tensor, layer: int | None) -> torch.Tensor:
+        """What trimming alone has a norm's readers see, as a map [D, K] from the norm's output."""
+        gamma = self.gamma(row.name, layer)
+        identity = self.coordinates.of(torch.eye(len(gamma)))
+        return gamma[:, None] * identity if self.rotated else identity
+
     def embedding(self) -> Iterator[torch.Tensor]:
         """The embedding in blocks of rows, fp32 [n, K]."""
         for block in self._row_blocks("embedding"):
@@ -129,6 +143,10 @@ class Trimmed:
                 self.coordinates.of(block * gamma) if map_DK is None else (block @ map_DK.cpu()),
             )
 
+    def _half_of(self, both: tuple[Half, Half], row: Tensor) -> int:
+        """Norms of query and key, which neither read the stream nor write it, are attention's."""
+        return half_of(both, row) if role_of(self.family, row) else 0
+
     def _places(self, new: int) -> list[Placed]:
         return [p for p in placed_tensors(self.family, self.config) if p.layer == new]
 
@@ -139,7 +157,7 @@ class Trimmed:
         role = role_of(self.family, row)
         if role == "norm":
             return self.norm(row, old, scale=1.0)
-        k = half_of(both, row) if role else 0
+        k = self._half_of(both, row)
         if role == "norm_bias":
             return self.norm_bias(row, old, absorbed=both[k].absorbs)
         cut = self._cut(place, old)
@@ -162,8 +180,8 @@ class Trimmed:
             **self._shared,
             **{k: v for k, v in self.selection.kept(old, place.expert).items() if k != "hidden"},
         }
-        name = Placed(place.row, old, self.selection.source_expert(old, place.expert)).name
-        tensor = self._read(name)
+        source = Placed(place.row, old, self.selection.source_expert(old, place.expert))
+        tensor = self._reader.read(source).float()
         if not self._merge_heads:
             return slice_tensor(tensor, place.row, sizes=self._sizes, kept=kept)
         return merged_slice(

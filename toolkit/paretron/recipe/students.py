@@ -49,10 +49,13 @@ class Student(Section):
 class Prune(Section):
     """How weights are cut: residual head merging, the dtype written, the largest shard.
 
-    "auto" merges as in paper 1, but not where matrices are refitted, which merging harms.
+    "auto" merges heads as in paper 1, but not where matrices are refitted, which merging harms.
+    Removed `layers` are dropped, or merged into the layer before them (LaCo); a refit then starts
+    from the merged weights.
     """
 
     merge_heads: StrictBool | Literal["auto"] = "auto"
+    layers: Literal["drop", "merge"] = "drop"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     max_shard_gb: Annotated[float, _NUMBER, Field(gt=0, le=100)] = 5.0
 
@@ -63,13 +66,22 @@ class Compensate(Section):
     `rotate` prunes `hidden` along the principal components of the residual stream instead of its
     channels; `refit` fits matrices to what the teacher's layers make, by ridge regression on
     `samples` windows of the calibration text, `ridge` in units of the mean square of what a matrix
-    reads. "auto" does what is exact (rotate) or possible (refit) for the family; with both false a
-    student is trimmed as in the papers. `spread` turns the kept directions so that outliers spread
-    over all channels, for quantised exports.
+    reads. "auto" does what is exact (rotate) or possible (refit) for the family; refit "mean" only
+    keeps the mean of what a matrix writes (FLAP's compensation, without its biases); with both
+    false a student is trimmed as in the papers. `spread` turns the kept directions so that outliers
+    spread over all channels, for quantised exports. `by_axis` also measures what each pruned axis
+    costs alone, with and without; it takes as long again for each.
     """
 
     rotate: StrictBool | Literal["auto"] = "auto"
-    refit: StrictBool | Literal["auto"] = "auto"
+    refit: StrictBool | Literal["auto", "mean"] = "auto"
     ridge: Annotated[float, _NUMBER, Field(gt=0, le=100)] = 0.01
     spread: bool = False
+    by_axis: bool = False
     samples: Positive = 256
+
+    @model_validator(mode="after")
+    def _something_to_measure(self) -> Compensate:
+        if self.by_axis and not (self.rotate or self.refit):
+            raise ValueError("by_axis compares with compensation: rotate and refit are both off")
+        return self
