@@ -160,9 +160,11 @@ class Search(Section):
     """Find a student's shape: enumerate, rank without training, train the best ones shortly.
 
     For each combination of the other axes only the widest `widest` within the budget is tried.
-    All candidates are ranked by their loss right after pruning on `samples` windows of the
-    validation text; the `keep` best of the Pareto fronts are distilled on `rounds[0]` tokens, the
-    better half of them anew on `rounds[1]`, and so on. Without rounds the ranking decides.
+    All candidates are ranked by their loss right after pruning, rotated as `compensate` says but
+    not refitted, on `samples` windows of the validation text; the `keep` best are distilled on
+    `rounds[0]` tokens, the better half of them anew on `rounds[1]`, and so on. Without rounds the
+    ranking decides. The best are those of the lowest loss; where the budget states a range
+    (`[least, most]`), those of the Pareto fronts of loss against what has a range.
     """
 
     space: Space

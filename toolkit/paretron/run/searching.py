@@ -53,6 +53,7 @@ def short(distill: Distill, tokens: int, context: Context) -> Distill:
     return distill.model_copy(
         update={
             "tokens": tokens,
+            "phases": (),
             "warmup_steps": min(distill.warmup_steps, steps // WARMUP_SHARE),
             "eval_every": steps,
         }
@@ -75,6 +76,7 @@ def _distil(context: Context, key: str, pruned: Path, trained: Path, settings: D
         out=trained,
         state=trained.with_name("state"),
         provenance=_provenance(context, "distill", key),
+        apart=texts.train.documents == "apart",
         on_event=context.on_event,
     )
 
@@ -89,4 +91,6 @@ def _final_loss(trained: Path) -> float:
 def _provenance(context: Context, kind: str, key: str) -> Provenance:
     mine = context.provenance
     settings = {**mine.settings, "candidate": key}
-    return Provenance(kind=kind, parents=mine.parents, settings=settings, seed=mine.seed)
+    return Provenance(
+        kind=kind, parents=mine.parents, settings=settings, seed=mine.seed, stamp=mine.stamp
+    )

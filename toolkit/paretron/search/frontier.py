@@ -7,7 +7,7 @@ depends on the order in which candidates come: equals are decided by their key.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -25,40 +25,41 @@ class Point:
         """Whether every figure is there and finite."""
         return all(v is not None and math.isfinite(v) for v in (self.loss, *self.costs.values()))
 
-    def figures(self) -> tuple[float, ...]:
-        """Loss and costs in one fixed order; only of a point that is `known`."""
-        ordered = (self.loss, *(self.costs[name] for name in sorted(self.costs)))
+    def figures(self, over: Collection[str]) -> tuple[float, ...]:
+        """Loss and the costs in `over`, in one fixed order; only of a point that is `known`."""
+        ordered = (self.loss, *(self.costs[name] for name in sorted(over)))
         return tuple(math.inf if v is None else v for v in ordered)
 
 
-def dominates(a: Point, b: Point) -> bool:
-    """Whether `a` is nowhere worse than `b` and somewhere better."""
-    pairs = list(zip(a.figures(), b.figures(), strict=True))
+def dominates(a: Point, b: Point, *, over: Collection[str]) -> bool:
+    """Whether `a` is nowhere worse than `b` and somewhere better, in loss and costs `over`."""
+    pairs = list(zip(a.figures(over), b.figures(over), strict=True))
     return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
 
 
-def fronts(points: Sequence[Point]) -> Iterator[list[Point]]:
+def fronts(points: Sequence[Point], *, over: Collection[str]) -> Iterator[list[Point]]:
     """The known points by front: the first is dominated by none, the next only by the first, ...
 
     Each front from the lowest loss on.
     """
-    left = sorted((p for p in points if p.known), key=_order)
+    left = sorted((p for p in points if p.known), key=lambda p: _order(p, over))
     while left:
         front: list[Point] = []
         for point in left:  # sorted, so whatever dominates a point stands before it
-            if not any(dominates(other, point) for other in front):
+            if not any(dominates(other, point, over=over) for other in front):
                 front.append(point)
         yield front
         gone = {p.key for p in front}
         left = [p for p in left if p.key not in gone]
 
 
-def top(points: Sequence[Point], count: int) -> list[Point]:
-    """The `count` best: whole fronts first, inside the last one by loss.
+def top(points: Sequence[Point], count: int, *, over: Collection[str]) -> list[Point]:
+    """The `count` best: whole fronts over some costs first, inside the last one by loss.
 
-    A point that `count` others dominate never changes the result.
+    Over no cost these are the lowest losses. A point that `count` others dominate never changes
+    the result.
     """
-    return list(islice(chain.from_iterable(fronts(points)), count))
+    return list(islice(chain.from_iterable(fronts(points, over=over)), count))
 
 
 def best(points: Sequence[Point]) -> Point | None:
@@ -72,5 +73,7 @@ def better_half(points: Sequence[Point]) -> list[Point]:
     return known[: (len(points) + 1) // 2]
 
 
-def _order(point: Point) -> tuple[tuple[float, ...], str]:
-    return point.figures(), point.key
+def _order(point: Point, over: Collection[str] = ()) -> tuple[tuple[float, ...], str]:
+    """By loss, then by the costs in `over`, by all others, and by key."""
+    others = point.costs.keys() - set(over)
+    return (*point.figures(over), *point.figures(others)[1:]), point.key

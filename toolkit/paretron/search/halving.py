@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from paretron.artifacts.journal import Figures, Journal
 from paretron.errors import Code, ParetronError, Problem
 from paretron.search.frontier import Point, best, better_half
-from paretron.search.journal import Journal
 
 # (candidate's key, number of the round, tokens) -> loss afterwards; an error is a failed figure.
 TrainedLoss = Callable[[str, int, int], float]
@@ -42,10 +42,10 @@ def halve(
             break
         ran = []
         for point in sorted(left, key=lambda p: p.key):
-            figures = journal.get(f"round-{number}", point.key)
+            figures = journal.known.get(("round", number, point.key))
             if figures is None:
                 found = _figures(trained_loss, point.key, number, tokens)
-                figures = journal.add(f"round-{number}", point.key, found)
+                figures = journal.add(("round", number, point.key), found)
             losses[point.key] += (figures["loss"],)
             ran.append(replace(point, loss=figures["loss"]))
         left = better_half(ran)
@@ -62,9 +62,7 @@ def halve(
     return Halved(winner, losses)
 
 
-def _figures(
-    trained_loss: TrainedLoss, key: str, number: int, tokens: int
-) -> dict[str, float | str | None]:
+def _figures(trained_loss: TrainedLoss, key: str, number: int, tokens: int) -> Figures:
     """The loss, or why there is none; only a training that diverges is a figure that failed."""
     try:
         loss = trained_loss(key, number, tokens)
@@ -75,7 +73,7 @@ def _figures(
     return finite(loss)
 
 
-def finite(loss: float) -> dict[str, float | str | None]:
+def finite(loss: float) -> Figures:
     """A loss as figures that JSON can hold."""
     if math.isfinite(loss):
         return {"loss": loss}

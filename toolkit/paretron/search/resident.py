@@ -1,9 +1,10 @@
 """Losses of many pruned shapes from one model's weights, which are read and ranked once.
 
-Every axis of the resident weights is put into the order of importance, which changes nothing that
-the model computes. What a shape keeps is then the front part of every axis: a view, shared by all
-shapes that keep as many. Only query heads that merge, or go inside of their KV group, need a copy;
-it serves all shapes with as many heads.
+Every axis of the resident weights is put into the order of importance, and the residual stream
+into its principal components where students are rotated, which changes nothing that the model
+computes. What a shape keeps is then the front part of every axis: a view, shared by all shapes that
+keep as many. Only query heads that merge, or go inside of their KV group, need a copy; it serves
+all shapes with as many heads. Nothing is refitted.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from paretron.artifacts.config import DTYPE_NAMES, servable_config
 from paretron.artifacts.models import as_library_config, load_model
 from paretron.artifacts.reader import Checkpoint
+from paretron.compensate.decide import Decision
 from paretron.families import Sizes, Tensor, family_of, sizes
 from paretron.families.table import with_sizes
 from paretron.importance.collect import batches_of
-from paretron.importance.executor import LayerStack
+from paretron.importance.executor import Batch, LayerStack
 from paretron.importance.scores import Scores, rank
 from paretron.recipe import Prune, Score
+from paretron.search.rotated import Rotation, principal_rotation
 from paretron.surgery.heads import merged_slice
 from paretron.surgery.postnorms import balanced_norm
 from paretron.surgery.prune import write_pruned
@@ -42,12 +45,28 @@ class PrunedModels(Protocol):
 
 
 def pruned_models(
-    checkpoint: Checkpoint, scores: Scores, *, score: Score, prune: Prune
+    checkpoint: Checkpoint,
+    scores: Scores,
+    *,
+    score: Score,
+    prune: Prune,
+    decision: Decision,
+    calibration: Sequence[Batch],
 ) -> PrunedModels:
-    """Slices of one resident model; with experts, whose order is not one, really pruned ones."""
+    """Slices of one resident model; with experts, whose order is not one, really pruned ones.
+
+    `decision` is about the narrowest student. Where it rotates, so do the slices, by `calibration`,
+    unless the basis of every width is another: of LayerNorm, and where a head is untied.
+    """
+    merge_heads = decision.merges_heads(prune.merge_heads)
     if "experts" in sizes(checkpoint.family, checkpoint.config):
-        return Written(checkpoint, scores, score, prune)
-    return Resident(checkpoint, scores, score=score, merge_heads=bool(prune.merge_heads))
+        return Written(
+            checkpoint, scores, score, prune.model_copy(update={"merge_heads": merge_heads})
+        )
+    rotation = None
+    if decision.rotate and not decision.untie and checkpoint.family.norm == "rms":
+        rotation = principal_rotation(on_device(load_model(checkpoint.path)), calibration)
+    return Resident(checkpoint, scores, score=score, merge_heads=merge_heads, rotation=rotation)
 
 
 @dataclass(frozen=True)
@@ -65,21 +84,25 @@ class Written:
         with tempfile.TemporaryDirectory(prefix="paretron-") as place:
             folder = Path(place)
             write_pruned(self.checkpoint, selection, folder, sizes=size, prune=self.prune)
-            model = load_model(folder)
-        if torch.cuda.is_available():
-            torch.nn.Module.to(model, torch.device("cuda"))
-        return model
+            return on_device(load_model(folder))
 
 
 class Resident:
     """One model's weights in the order of importance, on the CPU."""
 
     def __init__(
-        self, checkpoint: Checkpoint, scores: Scores, *, score: Score, merge_heads: bool
+        self,
+        checkpoint: Checkpoint,
+        scores: Scores,
+        *,
+        score: Score,
+        merge_heads: bool,
+        rotation: Rotation | None = None,
     ) -> None:
-        """Read and order every weight once."""
+        """Read, order and turn every weight once; without a rotation channels are chosen."""
         self.family, self.config = checkpoint.family, checkpoint.config
         self.have = sizes(self.family, self.config)
+        self._rotation = rotation
         self._checkpoint, self._merge_heads = checkpoint, merge_heads
         self._scores, self._score = scores, score
         on_cpu = not torch.cuda.is_available()
@@ -114,13 +137,14 @@ class Resident:
         model: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[type(library)].from_pretrained(
             None, config=library, state_dict=state, dtype=self.dtype
         )
-        if torch.cuda.is_available():
-            torch.nn.Module.to(model, torch.device("cuda"))
-        return model.eval()
+        return on_device(model).eval()
 
     def _ordered(self, checkpoint: Checkpoint, row: Tensor, layer: int | None) -> torch.Tensor:
         tensor = checkpoint.read(row.name.format(i=layer))
-        kept = self._order(layer)
+        kept = dict(self._order(layer))
+        if self._rotation is not None:
+            del kept["hidden"]
+            tensor = self._rotation.turned(tensor, row, layer, checkpoint)
         return slice_tensor(tensor, row, sizes=self.have, kept=kept).to(self.dtype)
 
     def _order(self, layer: int | None) -> Kept:
@@ -144,6 +168,8 @@ class Resident:
         if heads != self._heads:
             self._heads, self._copies = heads, {}
         name = row.name.format(i=layer)
+        if self._rotation is not None and row.is_norm:
+            return self._rotation.norm(name, size["hidden"], family=self.family).to(self.dtype)
         if layer is not None and name not in self._copies:
             self._copies[name] = self._heads_cut(self._weights[name], row, size)
         tensor = self._weights[name] if layer is None else self._copies[name]
@@ -173,6 +199,13 @@ class Resident:
             torch.arange(self.have["kv_heads"]) if alone else None,
         )
         return merged_slice(tensor, row, sizes=self.have, kept=kept, ranks=ranks)
+
+
+def on_device(model: PreTrainedModel) -> PreTrainedModel:
+    """The model on the first GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.nn.Module.to(model, torch.device("cuda"))
+    return model
 
 
 @torch.no_grad()

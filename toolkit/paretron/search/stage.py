@@ -10,15 +10,20 @@ from typing import Any
 import numpy as np
 
 from paretron.artifacts.config import DTYPE_NAMES
+from paretron.artifacts.journal import Journal
 from paretron.artifacts.jsonfile import dump, read_object
 from paretron.artifacts.manifest import Provenance, identity
 from paretron.artifacts.reader import Checkpoint
 from paretron.artifacts.staging import staged
+from paretron.compensate.decide import decide
+from paretron.compensate.stage import calibration_windows
 from paretron.data.store import TokenStore, sample_windows
 from paretron.errors import Code, ParetronError, Problem
 from paretron.families import Family, Sizes, sizes
+from paretron.importance.collect import batches_of
+from paretron.importance.executor import Batch
 from paretron.importance.scores import Scores
-from paretron.recipe import Prune, Score, Search
+from paretron.recipe import Calibration, Compensate, Prune, Score, Search
 from paretron.search.candidates import (
     Candidate,
     Servable,
@@ -31,7 +36,6 @@ from paretron.search.candidates import (
 from paretron.search.costs import measures, most_ms
 from paretron.search.frontier import Point, fronts, top
 from paretron.search.halving import TrainedLoss, finite, halve
-from paretron.search.journal import Journal
 from paretron.search.page import write_page
 from paretron.search.resident import PrunedModels, mean_loss, pruned_models
 from paretron.search.space import Shapes, ends_of, shapes_of
@@ -120,13 +124,18 @@ def _table(timer: LayerTimer, shapes: Shapes, *, where: str, on_event: OnEvent) 
 
 @dataclass(frozen=True)
 class Ranked:
-    """What a ranking reads: the model to prune, its scores, held-out windows and their length."""
+    """What a ranking reads: the model to prune, its scores, held-out windows and their length.
+
+    `calibration` is the token store by whose windows students are compensated.
+    """
 
     model: Path
     scores: Path
     tokens: Path
     seq_len: int
     seed: int
+    calibration: Path
+    calibration_settings: Calibration
 
 
 def search_student(
@@ -136,6 +145,7 @@ def search_student(
     search: Search,
     prune: Prune,
     score: Score,
+    compensate: Compensate,
     trained_loss: Callable[[Mapping[str, Sizes]], TrainedLoss],
     state: Path,
     out: Path,
@@ -153,12 +163,14 @@ def search_student(
     shapes = {c.key: c for c in map(Candidate.from_json, found["candidates"])}
     of = {"settings": dict(provenance.settings), "parents": dict(provenance.parents)}
     journal = Journal(state / "journal.jsonl", of=of | {"candidates": identity(candidates)})
-    losses = _rank(inputs, shapes, search, prune, score, journal, on_event)
+    losses = _rank(inputs, shapes, search, prune, score, compensate, journal, on_event)
     points = [Point(key, losses[key], shapes[key].costs) for key in shapes]
-    kept = top(points, search.keep)
+    # A cap says what may be spent: below it, a cheaper shape is no better. A range asks for both.
+    ranged = {name for name, bound in found["bounds"].items() if bound["at_least"] is not None}
+    kept = top(points, search.keep, over=ranged)
     train = trained_loss({p.key: shapes[p.key].sizes for p in kept})
     halved = halve(kept, search.rounds, trained_loss=train, journal=journal)
-    front = {p.key: k for k, some in enumerate(fronts(points)) for p in some}
+    front = {p.key: k for k, some in enumerate(fronts(points, over=found["bounds"])) for p in some}
     rows = [
         {
             **shapes[p.key].as_json(),
@@ -201,6 +213,7 @@ def _rank(
     search: Search,
     prune: Prune,
     score: Score,
+    compensate: Compensate,
     journal: Journal,
     on_event: OnEvent,
 ) -> dict[str, float | None]:
@@ -213,19 +226,37 @@ def _rank(
     windows = None
     losses: dict[str, float | None] = {}
     for done, key in enumerate(order, start=1):
-        figures = journal.get("rank", key)
+        figures = journal.known.get(("rank", key))
         if figures is None:
             if models is None or windows is None:
                 checkpoint, scores = Checkpoint.open(inputs.model), Scores.load(inputs.scores)
-                models = pruned_models(checkpoint, scores, score=score, prune=prune)
+                narrowest = min((c.sizes for c in shapes.values()), key=lambda s: s["hidden"])
+                models = pruned_models(
+                    checkpoint, scores, score=score, prune=prune,
+                    decision=decide(
+                        checkpoint.family, checkpoint.config, new=narrowest, settings=compensate,
+                        sizes=sizes(checkpoint.family, checkpoint.config),
+                    ),
+                    calibration=_calibration(inputs, compensate, search.micro_batch),
+                )  # fmt: skip
                 store = TokenStore.open(inputs.tokens)
                 windows = list(sample_windows(store, search.samples, inputs.seq_len, inputs.seed))
             model = models.model(shapes[key].sizes)
             loss = mean_loss(model, windows, micro_batch=search.micro_batch)
-            figures = journal.add("rank", key, finite(loss))
+            figures = journal.add(("rank", key), finite(loss))
         losses[key] = figures["loss"]
         on_event("progress", {"done": done, "total": len(order), "unit": "shapes"})
     return losses
+
+
+def _calibration(inputs: Ranked, compensate: Compensate, micro_batch: int) -> list[Batch]:
+    windows = calibration_windows(
+        inputs.calibration,
+        settings=inputs.calibration_settings,
+        compensate=compensate,
+        seed=inputs.seed,
+    )
+    return list(batches_of(windows, micro_batch))
 
 
 def _last(rounds: tuple[float | None, ...] | None) -> tuple[int, float]:

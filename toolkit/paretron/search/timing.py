@@ -37,12 +37,13 @@ OnEvent = Callable[[str, Mapping[str, object]], None]
 
 @dataclass(frozen=True)
 class LayerTimer:
-    """Times shapes of one teacher's family; `dtype` is a torch name."""
+    """Times shapes of one teacher's family; `dtype` is a torch name, `clock` gives seconds."""
 
     family: Family
     config: Mapping[str, Any]
     dtype: str
     speed: Speed
+    clock: Callable[[], float] = time.perf_counter
 
     def table(
         self, points: Shapes, *, on_event: OnEvent = lambda kind, fields: None
@@ -81,7 +82,7 @@ class LayerTimer:
             def call(more: dict[str, Any], a: Any = arguments, n: Any = named) -> None:
                 layer(*a, **n, **more)
 
-            yield self._row("layer", phase, size, context, _timed(self.speed, prepared, call))
+            yield self._row("layer", phase, size, context, self._timed(prepared, call))
 
     @torch.inference_mode()
     def end_rows(self, size: Sizes) -> Iterator[Row]:
@@ -96,7 +97,7 @@ class LayerTimer:
             def call(more: dict[str, Any], ids: torch.Tensor = ids) -> None:
                 model(input_ids=ids, use_cache=False, logits_to_keep=1)
 
-            yield self._row("ends", phase, size, context, _timed(self.speed, dict, call))
+            yield self._row("ends", phase, size, context, self._timed(dict, call))
 
     def _phases(self) -> tuple[tuple[Phase, int], ...]:
         return ("prefill", self.speed.lengths[0]), ("decode", decode_context(self.speed))
@@ -124,6 +125,20 @@ class LayerTimer:
             )
         moved: PreTrainedModel = model.to(_device())
         return moved.eval()
+
+    def _timed(
+        self, prepare: Callable[[], dict[str, Any]], call: Callable[[dict[str, Any]], None]
+    ) -> list[float]:
+        """Seconds of each repeat after one that warms up; preparing does not count."""
+        seconds = []
+        for _ in range(self.speed.repeats + 1):
+            more = prepare()
+            _wait()
+            began = self.clock()
+            call(more)
+            _wait()
+            seconds.append(self.clock() - began)
+        return seconds[1:]
 
     def _seen_by(
         self, model: PreTrainedModel, layer: nn.Module, phase: Phase, context: int
@@ -172,21 +187,6 @@ def _distinct(shapes: Shapes, axes: list[str]) -> list[dict[str, int]]:
     """Every combination of these axes' sizes once, the smallest first."""
     found = np.unique(np.stack([shapes.sizes[axis] for axis in axes], axis=1), axis=0)
     return [dict(zip(axes, row, strict=True)) for row in found.tolist()]
-
-
-def _timed(
-    speed: Speed, prepare: Callable[[], dict[str, Any]], call: Callable[[dict[str, Any]], None]
-) -> list[float]:
-    """Seconds of each repeat after one that warms up; preparing does not count."""
-    seconds = []
-    for _ in range(speed.repeats + 1):
-        more = prepare()
-        _wait()
-        began = time.perf_counter()
-        call(more)
-        _wait()
-        seconds.append(time.perf_counter() - began)
-    return seconds[1:]
 
 
 def _wait() -> None:
