@@ -3,47 +3,72 @@
 The logits of all positions would dwarf everything else in memory, so they exist for one chunk of
 positions at a time, and the gradient is made from them in the same pass: the logits are overwritten
 by dLoss/dLogits in closed form, which two products turn into the gradients of hidden states and
-lm_head. Arithmetic is fp32 whatever comes in; sums of losses are fp64.
+lm_head. Arithmetic is fp32 whatever comes in (`products` says how half-precision inputs keep it on
+tensor cores); sums of losses are fp64.
+
+Cost of N positions with V tokens, student width d and teacher width e: 2 N V (3 d + e) operations.
+On CUDA memory moves 18 N V bytes for the loss itself (`kernels`), and for every chunk of n
+positions, of which there are N / n, 2 V (d + e) for the weights, 6 V d to convert the student's and
+8 V d to add to its gradient. At N = 8192, V = 128256, d = 3072, e = 4096 and n = 1024 that is 28
+TFLOP and 19 + 59 GB; what lives besides inputs and gradients is 8 n V bytes of logits, 2 N d of
+hidden states and 0.13 GB of weights, 1.2 GB in all. A gradient that is returned in bf16 is summed
+in fp32 first, 4 V d bytes; under autocast a copy of fp32 weights adds 2 V d. (Counted, not
+measured.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from paretron.distill.divergences import Divergence, ForwardKL
+from paretron.distill.chunks import ChunkLoss
+from paretron.distill.divergences import CrossEntropy, Divergence, ForwardKL, over_shard
 from paretron.distill.losses import IGNORE
+from paretron.distill.products import Head, HeadGradients
+from paretron.distill.top import TopTokens
+from paretron.distill.vocabulary import WHOLE, Shard
 from paretron.families.logits import PLAIN, LogitRule
 
 # Logits alive at once: large enough for efficient products, small beside model and optimiser.
 _CHUNK_ELEMENTS = {"cpu": 8 << 20, "cuda": 128 << 20}
-# Element-wise work on the CPU goes block by block, so that a block stays in the cache of a core.
-_CPU_BLOCK_ELEMENTS = 128 << 10
+_CUDA_TILE = 128  # what tiles of products there divide: positions of a chunk, width of its rows
+_HALF = (torch.bfloat16, torch.float16)
 _FORWARD_KL = ForwardKL()
+_CROSS_ENTROPY = CrossEntropy()
 
 
 @dataclass(frozen=True)
 class DeferredLogits:
-    """Logits that nobody has made yet, of hidden [..., d] and weight [vocab, d].
+    """Logits that nobody has made yet, of hidden [..., d], weight [rows, d] and bias [rows].
 
-    The family's rule caps or divides what the head gives.
+    The family's rule caps or divides what the head gives. The first `tokens` rows are tokens (None:
+    all of them); what pads the head beyond gets no probability.
     """
 
     hidden: Tensor
     weight: Tensor
     rule: LogitRule = PLAIN
+    bias: Tensor | None = None
+    tokens: int | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """How many rows are tokens."""
+        return len(self.weight) if self.tokens is None else self.tokens
 
     def logits(self) -> Tensor:
-        """All of them at once, [..., vocab]: the plain way."""
-        return self.rule(self.hidden @ self.weight.t())
+        """All of them at once, [..., tokens]: the plain way."""
+        weight = self.weight[: self.num_tokens]
+        bias = None if self.bias is None else self.bias[: self.num_tokens]
+        return self.rule(torch.nn.functional.linear(self.hidden, weight, bias))
 
     def detach(self) -> DeferredLogits:
         """The same, through which no gradient flows."""
-        return replace(self, hidden=self.hidden.detach(), weight=self.weight.detach())
+        return self._with(lambda tensor: tensor.detach())
 
     def at(self, positions: Tensor) -> DeferredLogits:
         """Those of some positions, int64 [n], of one dimension of positions."""
@@ -55,35 +80,38 @@ class DeferredLogits:
 
     def wide(self) -> DeferredLogits:
         """The same in the precision of the arithmetic."""
-        return replace(self, hidden=_wide(self.hidden), weight=_wide(self.weight))
+        return self._with(lambda t: t if t.dtype == torch.float64 else t.float())
 
+    def head(self, tokens: int, dtype: torch.dtype) -> Head:
+        """Its first `tokens` tokens as operands of products in `dtype`."""
+        bias = None if self.bias is None else self.bias[:tokens].to(dtype)
+        weight = self.weight[:tokens].to(dtype)
+        return Head(self.hidden.to(dtype), weight, bias, self.rule.divisor)
 
-class LogitLoss(Protocol):
-    """A loss of a chunk of logits: its sum, while the logits become its gradient in place."""
-
-    def __call__(self, logits: Tensor, *, start: int, gradient: bool) -> Tensor:
-        """`start` is the chunk's first position; without `gradient` the logits may hold junk."""
+    def _with(self, change: Callable[[Tensor], Tensor]) -> DeferredLogits:
+        bias = None if self.bias is None else change(self.bias)
+        return replace(self, hidden=change(self.hidden), weight=change(self.weight), bias=bias)
 
 
 def fused_divergence(
     student: DeferredLogits,
-    teacher: DeferredLogits,
+    teacher: DeferredLogits | TopTokens,
     labels: Tensor,
     *,
     divergence: Divergence = _FORWARD_KL,
     normaliser: float = 1.0,
     chunk: int | None = None,
+    shard: Shard | None = None,
 ) -> Tensor:
     """How far the student is from the teacher, divided by `normaliser`; a scalar in fp64.
 
     labels [...] hold IGNORE where a position does not count. Gradients flow to the student's hidden
-    states and weight. `chunk` is the number of positions whose logits exist at once (default: by
-    device).
+    states, weight and bias. `chunk` is the number of positions whose logits exist at once (default:
+    by device). Only rows that are tokens in both heads take part. With a `shard` both heads hold
+    this process's rows alone; every process gets the whole loss, and the whole gradient of hidden
+    states. UNSUPPORTED where a divergence cannot be shared so.
     """
-    student, teacher, labels = _valid(student, teacher.detach(), labels)
-    chunk = chunk or _chunk_positions(student.weight)
-    loss = _Distance(teacher.wide(), labels, divergence, _buffer(student, chunk))
-    return _apply(student, loss, normaliser, chunk)
+    return _fused(student, teacher, labels, divergence, normaliser, chunk, shard)
 
 
 def fused_cross_entropy(
@@ -92,158 +120,151 @@ def fused_cross_entropy(
     *,
     normaliser: float = 1.0,
     chunk: int | None = None,
+    shard: Shard | None = None,
 ) -> Tensor:
     """`losses.cross_entropy` of the logits, divided by `normaliser`; a scalar in fp64.
 
-    labels [...] hold IGNORE where a position does not count.
+    labels [...] hold IGNORE where a position does not count; `shard` as in `fused_divergence`.
     """
-    student, _, labels = _valid(student, student.detach(), labels)
-    chunk = chunk or _chunk_positions(student.weight)
-    return _apply(student, _CrossEntropy(labels), normaliser, chunk)
+    return _fused(student, None, labels, _CROSS_ENTROPY, normaliser, chunk, shard)
 
 
 @dataclass(frozen=True)
-class _Distance:
-    """A divergence from a teacher whose logits are made chunk by chunk, into one buffer."""
+class _Task:
+    """What a call computes, of inputs through which no gradient flows."""
 
-    teacher: DeferredLogits
-    labels: Tensor
-    divergence: Divergence
-    buffer: Tensor
+    student: Head
+    teacher: Head | TopTokens | None
+    loss: ChunkLoss
+    rows: int  # of the student's weight, tokens or not
+    factor: float  # of the gradient
+    chunk: int
+    shard: Shard | None
 
-    def __call__(self, logits: Tensor, *, start: int, gradient: bool) -> Tensor:
-        positions = slice(start, start + len(logits))
-        teacher = _product(self.teacher, positions, self.buffer)
-        if (softcap := self.teacher.rule.softcap) is not None:
-            teacher.div_(softcap).tanh_().mul_(softcap)
-        size = _block_positions(logits)
-        parts = zip(
-            logits.split(size), teacher.split(size), self.labels[positions].split(size), strict=True
-        )
-        return torch.stack([self.divergence(*part, gradient=gradient) for part in parts]).sum()
-
-
-@dataclass(frozen=True)
-class _CrossEntropy:
-    """-log p(label); its gradient in the logits is p - onehot(label)."""
-
-    labels: Tensor
-
-    def __call__(self, logits: Tensor, *, start: int, gradient: bool) -> Tensor:
-        labels = self.labels[start : start + len(logits)].unsqueeze(1)
-        size = _block_positions(logits)
-        parts = zip(logits.split(size), labels.split(size), strict=True)
-        return torch.stack([self._block(x, y, gradient) for x, y in parts]).sum()
-
-    @staticmethod
-    def _block(logits: Tensor, labels: Tensor, gradient: bool) -> Tensor:
-        logits.sub_(logits.amax(1, keepdim=True))
-        chosen = logits.gather(1, labels)
-        z = logits.exp_().sum(1, keepdim=True)
-        if gradient:
-            logits.div_(z).scatter_add_(1, labels, -torch.ones_like(z))
-        return (z.log() - chosen).sum(dtype=torch.float64)
+    def run(self, wanted: tuple[bool, bool, bool]) -> tuple[Tensor, HeadGradients]:
+        """The summed loss, and the wanted gradients of hidden states, weight and bias."""
+        gradients = HeadGradients(self.student, rows=self.rows, wanted=wanted)
+        narrow = self.student.weight.dtype in _HALF
+        own = _buffer(self.student, self.chunk)
+        other = own if self.teacher is None else _buffer(self.student, self.chunk)
+        total = torch.zeros((), dtype=torch.float64, device=own.device)
+        for start in range(0, len(self.student.hidden), self.chunk):
+            positions = slice(start, start + self.chunk)
+            logits = self.student.logits(positions, own)
+            teacher = None if self.teacher is None else self.teacher.logits(positions, other)
+            loss, gradient, scale = self.loss(
+                logits, teacher, start=start, narrow=narrow, gradient=gradients.wanted
+            )
+            total += loss
+            if gradients.wanted:
+                gradients.add(gradient, start=start, scale=self.factor * scale)
+        if self.shard is not None and gradients.hidden is not None:
+            self.shard.total(gradients.hidden)
+        return total, gradients
 
 
 class _FusedLinearLoss(torch.autograd.Function):
-    """loss(logits) / normaliser, both gradients made in the forward pass."""
+    """loss(logits) / normaliser, all gradients made in the forward pass."""
 
     @staticmethod
     def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
-        student: DeferredLogits,
-        loss: LogitLoss,
+        bias: Tensor | None,
+        task: _Task,
         normaliser: float,
-        chunk: int,
     ) -> Tensor:
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        wide = student.wide()
-        grad_hidden = torch.empty_like(wide.hidden) if wants_hidden else None
-        grad_weight = torch.empty_like(wide.weight) if wants_weight else None
-        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        buffer = _buffer(student, chunk)
-        scale = 1 / (wide.rule.divisor * normaliser)
-        for start in range(0, len(hidden), chunk):
-            positions = slice(start, start + chunk)
-            logits = _product(wide, positions, buffer)
-            slope = None if wide.rule.softcap is None else _cap(logits, wide.rule.softcap)
-            total += loss(logits, start=start, gradient=wants_hidden or wants_weight)
-            if slope is not None:
-                logits.mul_(slope)
-            if grad_hidden is not None:
-                grad_hidden[positions].addmm_(logits, wide.weight, beta=0, alpha=scale)
-            if grad_weight is not None:
-                # beta=0 reads nothing, so the first chunk fills the uninitialised memory.
-                part = wide.hidden[positions]
-                grad_weight.addmm_(logits.t(), part, beta=min(start, 1), alpha=scale)
-        if grad_weight is not None and not len(hidden):
-            grad_weight.zero_()
-        ctx.save_for_backward(
-            None if grad_hidden is None else grad_hidden.to(hidden.dtype),
-            None if grad_weight is None else grad_weight.to(weight.dtype),
+        total, gradients = task.run(ctx.needs_input_grad[:3])
+        made = zip(
+            (hidden, weight, bias),
+            (gradients.hidden, gradients.weight, gradients.bias),
+            strict=True,
         )
+        ctx.save_for_backward(*(None if x is None or g is None else g.to(x.dtype) for x, g in made))
         return total / normaliser
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        # Reading a scalar is free on the CPU; elsewhere it would stall the queue.
-        if outputs[0].device.type == "cpu" and outputs[0].item() == 1.0:
-            return (*ctx.saved_tensors, None, None, None, None)
+        # A copy of the weight's gradient costs more than waiting for a scalar.
+        if outputs[0].item() == 1.0:
+            return (*ctx.saved_tensors, None, None)
         grads = (None if g is None else g * outputs[0].to(g.dtype) for g in ctx.saved_tensors)
-        return (*grads, None, None, None, None)
+        return (*grads, None, None)
 
 
-def _apply(student: DeferredLogits, loss: LogitLoss, normaliser: float, chunk: int) -> Tensor:
+@torch.compiler.disable
+def _fused(
+    student: DeferredLogits,
+    teacher: DeferredLogits | TopTokens | None,
+    labels: Tensor,
+    divergence: Divergence,
+    normaliser: float,
+    chunk: int | None,
+    shard: Shard | None,
+) -> Tensor:
+    """Only the positions that count, in chunks."""
+    student, labels = student.flat(), labels.flatten()
+    teacher = None if teacher is None else teacher.detach().flat()
+    valid = labels != IGNORE
+    if not bool(valid.all()):
+        positions = valid.nonzero().squeeze(1)
+        student, labels = student.at(positions), labels[positions]
+        teacher = None if teacher is None else teacher.at(positions)
+    tokens = student.num_tokens
+    if teacher is not None:
+        tokens = min(tokens, teacher.num_tokens)
+    if shard is not None:
+        tokens, divergence = shard.end - shard.start, over_shard(divergence, shard)
+    chunk = chunk or _chunk_positions(student.weight.device, tokens)
+    if shard is not None:
+        chunk = shard.least(chunk, labels.device)
+    caps = student.rule.softcap, None if teacher is None else teacher.rule.softcap
+    task = _Task(
+        student=student.detach().head(tokens, product_dtype(student)),
+        teacher=(
+            teacher.head(tokens, product_dtype(teacher))
+            if isinstance(teacher, DeferredLogits)
+            else teacher  # what was captured has no head
+        ),
+        loss=ChunkLoss(divergence, labels, caps, WHOLE if shard is None else shard),
+        rows=len(student.weight),
+        factor=1 / (student.rule.divisor * normaliser),
+        chunk=chunk,
+        shard=shard,
+    )
     with torch.autocast(student.hidden.device.type, enabled=False):
         apply: Callable[..., Tensor] = _FusedLinearLoss.apply
-        detached = student.detach()
-        return apply(student.hidden, student.weight, detached, loss, normaliser, chunk)
+        return apply(student.hidden, student.weight, student.bias, task, normaliser)
 
 
-def _valid(
-    student: DeferredLogits, teacher: DeferredLogits, labels: Tensor
-) -> tuple[DeferredLogits, DeferredLogits, Tensor]:
-    """Only the positions that count, in one dimension."""
-    student, teacher, labels = student.flat(), teacher.flat(), labels.flatten()
-    valid = labels != IGNORE
-    if bool(valid.all()):
-        return student, teacher, labels
-    positions = valid.nonzero().squeeze(1)
-    return student.at(positions), teacher.at(positions), labels[positions]
+def product_dtype(deferred: DeferredLogits) -> torch.dtype:
+    """In which precision a head's operands are multiplied; sums are fp32, or fp64 as they are.
+
+    Half precision where it comes in, or where autocast asks for it, on devices whose tensor cores
+    sum it in fp32; elsewhere it would save nothing.
+    """
+    hidden, weight = deferred.hidden, deferred.weight
+    if torch.float64 in (hidden.dtype, weight.dtype):
+        return torch.float64
+    if hidden.is_cuda and torch.cuda.get_device_capability(hidden.device) >= (8, 0):
+        if torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") in _HALF:
+            return torch.get_autocast_dtype("cuda")
+        if hidden.dtype == weight.dtype and hidden.dtype in _HALF:
+            return hidden.dtype
+    return torch.float32
 
 
-def _product(deferred: DeferredLogits, positions: slice, buffer: Tensor) -> Tensor:
-    """hidden @ weight.T / divisor of some positions, written into the first rows of the buffer."""
-    part, weight = deferred.hidden[positions], deferred.weight
-    return buffer[: len(part)].addmm_(part, weight.t(), beta=0, alpha=1 / deferred.rule.divisor)
+def _chunk_positions(device: torch.device, tokens: int) -> int:
+    positions = max(1, _CHUNK_ELEMENTS.get(device.type, _CHUNK_ELEMENTS["cuda"]) // tokens)
+    whole_tiles = device.type == "cuda" and positions > _CUDA_TILE
+    return positions // _CUDA_TILE * _CUDA_TILE if whole_tiles else positions
 
 
-def _cap(logits: Tensor, softcap: float) -> Tensor:
-    """Cap the logits in place; the cap's slope where each of them lies."""
-    logits.div_(softcap).tanh_()
-    slope = 1 - logits.square()
-    logits.mul_(softcap)
-    return slope
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def _chunk_positions(weight: Tensor) -> int:
-    budget = _CHUNK_ELEMENTS.get(weight.device.type, _CHUNK_ELEMENTS["cuda"])
-    return max(1, budget // len(weight))
-
-
-def _buffer(student: DeferredLogits, chunk: int) -> Tensor:
-    hidden, weight = student.hidden, student.weight
-    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    return torch.empty(min(chunk, len(hidden)), len(weight), dtype=dtype, device=hidden.device)
-
-
-def _block_positions(logits: Tensor) -> int:
-    if logits.device.type != "cpu":
-        return max(1, len(logits))  # there, launches cost more than caches save
-    return max(1, _CPU_BLOCK_ELEMENTS // logits.shape[1])
+def _buffer(head: Head, chunk: int) -> Tensor:
+    """Room for a chunk's logits, [positions, tokens]."""
+    device, tokens = head.hidden.device, len(head.weight)
+    # Rows that start at round addresses keep every product on its fast path.
+    width = -(-tokens // _CUDA_TILE) * _CUDA_TILE if device.type == "cuda" else tokens
+    rows = min(chunk, len(head.hidden))
+    return torch.empty(rows, width, dtype=head.wide, device=device)[:, :tokens]
