@@ -54,7 +54,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "paretron.importance": STAGE,
     "paretron.surgery": STAGE | {"paretron.importance.scores"},
     "paretron.compensate": STAGE | {"paretron.importance", "paretron.surgery"},
-    "paretron.search": STAGE | {"paretron.plan.cost", "paretron.importance", "paretron.surgery"},
+    "paretron.search": STAGE
+    | {
+        "paretron.plan.cost",
+        "paretron.importance",
+        "paretron.surgery",
+        "paretron.compensate",  # a candidate is ranked as it will start
+    },
     "paretron.distill": STAGE,
     "paretron.evaluate": STAGE,
     "paretron.run": STAGE
@@ -88,7 +94,8 @@ MAY_IMPORT["paretron.cli"] = {
 # Serving engines and their tools: one file of a source root, and only when used.
 ENGINES = {
     "gguf", "llmcompressor", "lm_eval", "modelopt", "onnx", "onnxruntime", "onnxruntime_genai",
-    "tensorboard", "tensorrt_llm", "tritonclient", "vllm",
+    "peft", "pyarrow", "tensorboard", "tensorrt_llm", "tritonclient", "vllm",
+    "wandb",
 }  # fmt: skip
 
 # Where an import name differs from the distribution that has it.

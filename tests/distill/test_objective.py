@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from losscases import LOSSES
+from paretron.distill.batches import Batch
 from paretron.distill.losses import IGNORE
 from paretron.distill.objective import Objective, Teacher
 from pico import pico_model
@@ -26,7 +27,8 @@ def test_one_step_equals_the_formula_on_the_models_own_logits(family: str, loss:
     count = int((labels != IGNORE).sum())
 
     objective = Objective(student, divergence=closed(2.0))
-    found, _ = objective(ids, labels, Teacher(teacher).predict(ids), float(count))
+    batch = Batch(ids, labels, (0, 1))
+    found, _ = objective(batch, Teacher(teacher).predict(batch), float(count))
     found.backward()
     gradients = {n: p.grad for n, p in student.named_parameters()}
     student.zero_grad(set_to_none=True)

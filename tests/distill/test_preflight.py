@@ -71,6 +71,16 @@ def test_a_zero_teacher_is_refused(trained: Path, batch: Batch) -> None:
     assert "guessing" in findings(trained, teacher, batch)[0]
 
 
+def test_a_teacher_that_expects_what_no_token_stands_for_is_found(
+    trained: Path, batch: Batch
+) -> None:
+    teacher, objective = Teacher(load_model(trained)), Objective(load_model(trained))
+    check_before_training(objective, teacher, batch, untrained=False, tokens=320)
+    with pytest.raises(ParetronError) as caught:
+        check_before_training(objective, teacher, batch, untrained=False, tokens=10)
+    assert "310 rows of its vocabulary beyond the 10" in str(caught.value)
+
+
 def test_labels_that_are_not_shifted_are_found(trained: Path, batch: Batch) -> None:
     unshifted = Batch(batch.input_ids, batch.input_ids, batch.window_ids)
     for teacher in (None, Teacher(load_model(trained))):
@@ -150,7 +160,8 @@ def test_the_teacher_is_never_changed(arguments: Arguments) -> None:
     before = {k: v.clone() for k, v in teacher.model.state_dict().items()}
     objective = Objective(load_model(given["student"]))
     ids = torch.arange(60).view(2, 30)
-    objective(ids, ids, teacher.predict(ids), 60.0)[0].backward()
+    batch = Batch(ids, ids, (0, 1))
+    objective(batch, teacher.predict(batch), 60.0)[0].backward()
     assert not teacher.model.training
     assert all(p.grad is None and not p.requires_grad for p in teacher.model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in teacher.model.state_dict().items())

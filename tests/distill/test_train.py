@@ -17,7 +17,7 @@ from makers import PicoMaker
 from paretron.artifacts.manifest import Provenance, verify
 from paretron.artifacts.models import load_model
 from paretron.artifacts.reader import Checkpoint
-from paretron.data.order import batch_window_ids
+from paretron.data.order import window_id
 from paretron.data.store import TokenStore
 from paretron.distill import stage
 from paretron.distill.loop import adamw
@@ -73,12 +73,8 @@ def test_the_loss_is_what_the_formula_says(arguments: Arguments) -> None:
     train(**given)
     store, seq_len = TokenStore.open(given["train_tokens"]), given["seq_len"]
     windows = store.windows(seq_len)
-    ids = torch.stack(
-        [
-            store.window(i, seq_len)
-            for i in batch_window_ids(0, global_batch=8, num_windows=windows, seed=7)
-        ]
-    )
+    first = [window_id(k, num_windows=windows, seed=7) for k in range(8)]
+    ids = torch.stack([store.window(i, seq_len) for i in first])
     student, teacher = (load_model(given[n]).double() for n in ("student", "teacher"))
     with torch.no_grad():
         log_q = student(ids).logits[:, :-1].log_softmax(-1)
@@ -165,7 +161,8 @@ def test_a_loss_that_is_not_finite_stops_the_step_and_keeps_the_state(
     record = json.loads(Path(problem.where).read_text())
     windows = TokenStore.open(given["train_tokens"]).windows(given["seq_len"])
     assert record["step"] == 4
-    assert record["window_ids"] == batch_window_ids(3, global_batch=8, num_windows=windows, seed=7)
+    fourth = [window_id(k, num_windows=windows, seed=7) for k in range(24, 32)]
+    assert record["window_ids"] == fourth
     verify(given["state"] / "step-000002")
     assert not (given["state"] / "step-000004").exists()
 

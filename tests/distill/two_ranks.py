@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
 from paretron.artifacts.models import load_model
 from paretron.data.store import TokenStore
@@ -21,7 +22,7 @@ from paretron.distill.divergences import ForwardKL
 from paretron.distill.loop import Trainer
 from paretron.distill.losses import IGNORE
 from paretron.distill.objective import Objective, Teacher
-from paretron.distill.parallel import shard, whole
+from paretron.distill.parallel import checkpoint_layers, place_teacher, shard, whole
 from paretron.distill.state import StateFolder
 from paretron.distill.states import StatesLoss
 from paretron.recipe import Distill
@@ -41,6 +42,8 @@ CASES = {
     "kl-experts": ("experts", True, 2),
     "states": ("student", True, 2),
     "states-accumulated": ("student", True, 1),
+    "kl-sharded-teacher": ("student", True, 2),
+    "states-checkpointed": ("student", True, 2),
 }
 STATES = States(embedding=True, output=((1, 0),), mlp_input=((0, 1),), attention=((1, 1),))
 
@@ -61,6 +64,13 @@ def run_case(name: str, work: Path, out: Path, world: World) -> None:
     if name.startswith("states"):
         torch.manual_seed(0)
         states = StatesLoss.between(own, teacher, STATES)
+    asked = Teacher(teacher, states.teacher_places if states else ())
+    if name.endswith("sharded-teacher"):
+        place_teacher(teacher, world, how="sharded")
+        inside = [p for p in teacher.base_model.layers.parameters() if isinstance(p, DTensor)]
+        assert bool(inside) == (world.size > 1)
+    if name.endswith("checkpointed"):
+        checkpoint_layers(own)
     objective = Objective(own, divergence=ForwardKL(2.0), states=states)
     shard(objective, world, dtype=torch.float32)
     store = TokenStore.open(work / "tokens")
@@ -70,7 +80,7 @@ def run_case(name: str, work: Path, out: Path, world: World) -> None:
     )  # fmt: skip
     trainer = Trainer(
         objective=objective,
-        teacher=Teacher(teacher, states.teacher_places if states else ()) if with_teacher else None,
+        teacher=asked if with_teacher else None,
         alpha="dynamic",
         train_windows=Ragged(store, SEQ_LEN, 320),
         validation_windows=Ragged(store, 1000, 320),

@@ -18,6 +18,9 @@ from faults.pruner import Pruner
 from makers import PicoMaker
 from paretron.artifacts.reader import Checkpoint
 from paretron.errors import Code
+from picotraining import arguments, tokens
+
+__all__ = ["arguments", "tokens"]  # the fixtures of trainings
 
 CANARY = "hf_" + "Qx7" * 11  # a token that must not be seen anywhere
 LONGEST_S = 60.0

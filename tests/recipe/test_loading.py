@@ -161,7 +161,7 @@ VALUES = [
     ("score.depth.contiguous", "maybe", "boolean"),
     ("teacher.revision", '"a\\0b"', "match pattern"),
     ("teacher.model", "null", "exactly one of model and pretrain"),
-    ("data.train.corpus", "stdlib", "exactly one of path and corpus"),
+    ("data.train.corpus", "stdlib", "exactly one of path, dataset, corpus and sources"),
     ("data.train.path", "''", "at least 1 character"),
     ("prune.max_shard_gb", "101", "less than or equal to 100"),
     ("profile", "{engines: [], lengths: [[128, 1]]}", "greater than or equal to 2"),

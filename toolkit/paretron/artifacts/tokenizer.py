@@ -77,6 +77,17 @@ def check_tokenizer(folder: Path, *, vocab: int) -> None:
         raise_all(tokenizer_problems(folder, vocab=vocab))
 
 
+def rows_with_tokens(folder: Path) -> int:
+    """The largest number of a token, and one more: rows beyond pad an embedding."""
+    path = folder / TOKENIZER
+    content = read_object(
+        path, code=Code.INPUT_TOKENIZER, max_bytes=_MAX_BYTES, max_nodes=_MAX_NODES
+    )
+    settings = _read(folder, "tokenizer_config.json") or {}
+    tokens = (*_tokens(content, path), *_declared(settings, folder))
+    return max((t.number for t in tokens), default=-1) + 1
+
+
 def _problems(folder: Path, vocab: int) -> Iterator[Problem]:
     path = inside(folder, TOKENIZER)
     if path is None:

@@ -22,6 +22,7 @@ def correct(
     from paretron.errors import Code, ParetronError, Problem
     from paretron.recipe import load_recipe
     from paretron.run.single import train_alone
+    from paretron.workers.launch import process_rank
 
     loaded = load_recipe(recipe, overrides=set_ or ())
     if loaded.correct is None:
@@ -34,9 +35,11 @@ def correct(
             )
         )
     opened(model)
-    with Progress(None, quiet=quiet) as progress:
+    leads = process_rank() == 0  # of a torchrun of the user's own
+    with Progress(None, quiet=quiet or not leads) as progress:
         train_alone(
             "correct", model, None, loaded, loaded.correct,
             out=out, overwrite=overwrite, on_event=progress.of("correct"),
         )  # fmt: skip
-    typer.echo(str(out))
+    if leads:
+        typer.echo(str(out))

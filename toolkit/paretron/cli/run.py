@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paretron.cli import options as o
+
+if TYPE_CHECKING:
+    from paretron.run.tracking import Tracker
 
 
 def run(
@@ -19,6 +22,9 @@ def run(
     overwrite: o.Overwrite = False,
     tensorboard: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write TensorBoard curves here.")
+    ] = None,
+    wandb: Annotated[
+        str | None, typer.Option(metavar="PROJECT", help="Also log curves to this wandb project.")
     ] = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -32,17 +38,17 @@ def run(
     from paretron.run.events import Watcher
     from paretron.run.runner import run_plan
     from paretron.run.stages import STAGES
+    from paretron.run.tracking import Tracked
 
     loaded = load_recipe(recipe, overrides=set_ or ())
     folder = out or Path("runs") / recipe.stem
+    trackers = _trackers(tensorboard, wandb)
     plan = make_plan(loaded, out=folder, offline=offline)
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(plan, quiet=quiet or as_json))
         watcher: Watcher = progress
-        if tensorboard is not None:
-            from paretron.run.tensorboard import TensorBoard
-
-            watcher = stack.enter_context(TensorBoard(tensorboard, then=watcher))
+        for tracker in trackers:
+            watcher = stack.enter_context(Tracked(tracker, then=watcher))
         report = run_plan(
             plan,
             folder,
@@ -56,3 +62,17 @@ def run(
         say_json({"out": str(folder), "report": str(page), "notices": progress.notices})
     else:
         typer.echo(f"report: {report / 'report.html'}")
+
+
+def _trackers(tensorboard: Path | None, wandb: str | None) -> list[Tracker]:
+    """Those that are asked for; OPTIONAL_MISSING for one that is not installed."""
+    found: list[Tracker] = []
+    if tensorboard is not None:
+        from paretron.run.tensorboard import TensorBoard
+
+        found.append(TensorBoard(tensorboard))
+    if wandb is not None:
+        from paretron.run.wandb import Wandb
+
+        found.append(Wandb(wandb))
+    return found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -17,12 +18,15 @@ from paretron.errors import Code, ParetronError, Problem
 class Batch:
     """input_ids and labels [batch, seq]: a position's label is the token that comes next.
 
-    `window_ids` [batch] says which windows of the store they are.
+    `window_ids` [batch] says which windows of the store they are. `position_ids` [batch, seq] begin
+    at 0 with every document where documents are apart: from that, attention too knows where they
+    end. None where a window is one text.
     """
 
     input_ids: Tensor
     labels: Tensor
     window_ids: tuple[int, ...]
+    position_ids: Tensor | None = None
 
     @property
     def valid(self) -> int:
@@ -32,30 +36,32 @@ class Batch:
     def split(self, micro_batch: int) -> list[Batch]:
         """The same in parts of `micro_batch` windows."""
         parts = [slice(k, k + micro_batch) for k in range(0, len(self.window_ids), micro_batch)]
-        return [
-            Batch(self.input_ids[part], self.labels[part], self.window_ids[part]) for part in parts
-        ]
+        return [self._each(itemgetter(part), self.window_ids[part]) for part in parts]
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        return Batch(
-            self.input_ids.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.window_ids,
-        )
+        return self._each(lambda x: x.to(device, non_blocking=True), self.window_ids)
 
     def ignored(self) -> Batch:
         """The same windows, of which nothing counts: for a process that has run out of data."""
         return replace(self, labels=torch.full_like(self.labels, IGNORE))
 
+    def _each(self, change: Callable[[Tensor], Tensor], window_ids: tuple[int, ...]) -> Batch:
+        positions = None if self.position_ids is None else change(self.position_ids)
+        return Batch(change(self.input_ids), change(self.labels), window_ids, positions)
+
 
 @dataclass(frozen=True)
 class Windows:
-    """A token store seen as numbered windows of `seq_len` tokens, for a model of `vocab_size`."""
+    """A token store seen as numbered windows of `seq_len` tokens, for a model of `vocab_size`.
+
+    With `apart`, what a window holds of each document is a text of its own.
+    """
 
     store: TokenStore
     seq_len: int
     vocab_size: int
+    apart: bool = False
 
     def __len__(self) -> int:
         return self.store.windows(self.seq_len)
@@ -75,4 +81,9 @@ class Windows:
             )
         labels = torch.full_like(input_ids, IGNORE)
         labels[:, :-1] = input_ids[:, 1:]  # what follows a window's last token is not in it
-        return Batch(input_ids, labels, tuple(window_ids))
+        if not self.apart:
+            return Batch(input_ids, labels, tuple(window_ids))
+        positions = torch.stack([self.store.positions(i, self.seq_len) for i in window_ids])
+        # The end of a document says nothing of how the next one begins.
+        labels[:, :-1].masked_fill_(positions[:, 1:] == 0, IGNORE)
+        return Batch(input_ids, labels, tuple(window_ids), positions)

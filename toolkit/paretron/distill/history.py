@@ -14,12 +14,24 @@ class History:
     train: list[dict[str, float]] = field(default_factory=list)
     validation: list[dict[str, float]] = field(default_factory=list)
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens the steps so far have seen."""
+        return int(self.train[-1]["tokens"]) if self.train else 0
+
+    @property
+    def tokens_of_last_step(self) -> int:
+        """How many of them the last one has seen."""
+        before = int(self.train[-2]["tokens"]) if len(self.train) > 1 else 0
+        return self.tokens - before
+
     def add_step(
         self, *, tokens: int, loss: float, lr: float, grad_norm: float, parts: Mapping[str, float]
     ) -> None:
         """Append one training step; `tokens` counts all that were seen up to its end.
 
-        `parts` are the losses of "logits" and "states" where the loss has both, before alpha.
+        `parts` are the losses of "logits" and "states" where the loss has both, before alpha, and
+        the "phase" where there are several.
         """
         step = {"tokens": tokens, "loss": loss, "lr": lr, "grad_norm": grad_norm}
         self.train.append({**step, **parts})

@@ -25,9 +25,14 @@ OnEvent = Callable[[str, Mapping[str, object]], None]  # (kind, fields)
 _SETTINGS: dict[str, type[Training]] = {
     kind.__name__: kind for kind in (Training, Pretrain, Correct, Distill)
 }
-# They divide the work and do not change what is learned, but for the order of additions: a
-# training may go on with a smaller micro-batch after it ran out of memory, or on other machines.
-_FREE = frozenset({"processes", "micro_batch", "checkpoint_every"})
+# They divide the work and do not change what is learned from, nor its order: a training may go on
+# with a smaller micro-batch after it ran out of memory, or on other machines with another batch.
+_FREE = frozenset(
+    {
+        "processes", "micro_batch", "global_batch", "checkpoint_every", "activation_checkpointing",
+        "stall_timeout_s", "teacher",
+    }
+)  # fmt: skip
 _VERSIONS = ("paretron", "torch", "transformers")
 
 
@@ -47,11 +52,16 @@ class Job:
     state: Path
     provenance: Provenance
     overwrite: bool
+    apart: bool = False
 
     @property
     def untrained(self) -> bool:
-        """Whether the models may have random weights: pretraining, or a rehearsal (stamped)."""
-        return isinstance(self.settings, Pretrain) or self.provenance.stamp is not None
+        """Whether a model may know no more than one of random weights.
+
+        In pretraining, in a rehearsal (stamped), and where a pruned model is retrained on labels.
+        """
+        pretrained = isinstance(self.settings, Pretrain)
+        return pretrained or labels_alone(self.settings) or self.provenance.stamp is not None
 
     def to_json(self) -> str:
         """All fields as JSON text; paths are made absolute."""
@@ -102,18 +112,28 @@ class Job:
             "train_tokens": store_identity(self.train_tokens),
             "validation_tokens": self.validation_tokens and store_identity(self.validation_tokens),
         }
-        training = {
-            k: v for k, v in self.settings.model_dump(mode="json").items() if k not in _FREE
-        }
+        training = _bound(self.settings.model_dump(mode="json"))
+        if phases := training.get("phases"):
+            training["phases"] = [_bound(phase) for phase in phases]
         found = versions()
         return {
             "training": training,
             "seq_len": self.seq_len,
+            "apart": self.apart,
             "validation_seq_len": self.validation_seq_len,
             "seed": self.seed,
             "inputs": inputs,
             "versions": {name: found.get(name) for name in _VERSIONS},
         }
+
+
+def labels_alone(settings: Training) -> bool:
+    """Whether a student is retrained conventionally: on the text, its teacher is not asked."""
+    return isinstance(settings, Distill) and settings.loss.logits == "none"
+
+
+def _bound(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in _FREE}
 
 
 def store_identity(folder: Path) -> str:

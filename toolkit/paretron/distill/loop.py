@@ -9,20 +9,21 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from paretron.artifacts.jsonfile import dump
-from paretron.data.order import batch_window_ids
 from paretron.distill.batches import Batch, Windows
 from paretron.distill.history import History
 from paretron.distill.job import OnEvent
-from paretron.distill.objective import Objective, Teacher
+from paretron.distill.meter import Meter
+from paretron.distill.objective import Objective, Teacher, Teaches
 from paretron.distill.parallel import whole
-from paretron.distill.schedule import learning_rate, num_steps
+from paretron.distill.saving import Saves
+from paretron.distill.schedule import Leg, Place, Schedule, place_after
 from paretron.distill.state import StateFolder, training_tensors
 from paretron.distill.validate import validation_loss
 from paretron.errors import Code, ParetronError, Problem
@@ -36,7 +37,7 @@ class Trainer:
     """One training from its newest checkpoint to its last step."""
 
     objective: Objective
-    teacher: Teacher | None
+    teacher: Teaches | None
     alpha: Literal["dynamic"] | float  # the weight of intermediate states, where they are imitated
     train_windows: Windows
     validation_windows: Windows | None
@@ -50,10 +51,15 @@ class Trainer:
     history: History = field(default_factory=History)
 
     def __post_init__(self) -> None:
-        self.steps = num_steps(self.settings, seq_len=self.train_windows.seq_len)
-        self.tokens_per_step = self.settings.global_batch * self.train_windows.seq_len
+        self.schedule = Schedule.of(self.settings, seq_len=self.train_windows.seq_len)
+        self.place = Place()
+        self.steps, self.tokens = self.schedule.left(self.place)
         self.optimizer = adamw(self.objective, self.settings)
-        self.first_step = self.saved_step = 0
+        asked = self.teacher.model if isinstance(self.teacher, Teacher) else None
+        self.meter = Meter.of(
+            self.objective.student, asked, dtype=self.settings.dtype, world=self.world
+        )
+        self.first_tokens = 0
         self.seconds = 0.0  # spent in the steps of this process, for the rate shown
 
     def run(self) -> History:
@@ -62,15 +68,23 @@ class Trainer:
         Errors: GATE_NONFINITE, INTERRUPTED (after saving), RUN_MISMATCH, INPUT_MANIFEST, DISK.
         """
         self.resume()
-        while True:
-            self.validate_if_due()
-            if self.step == self.steps:
-                break
-            self.stop_if_asked()
-            self.train_step()
-            if self.step % self.settings.checkpoint_every == 0:
-                self.save()
-        self.save()  # a process that dies while the result is written need not train again
+        saves = Saves(self.state, step=self.step)
+        try:
+            while True:
+                self.validate_if_due()
+                self.tell_saved(saves)
+                if self.step == self.steps:
+                    break
+                self.stop_if_asked(saves)
+                self.train_step()
+                if self.step % self.settings.checkpoint_every == 0:
+                    self.save(saves)
+            # A process that dies while the result is written need not train again.
+            self.save(saves)
+            self.finish_saving(saves)
+        except BaseException:
+            saves.abandon()
+            raise
         return self.history
 
     def resume(self) -> None:
@@ -78,9 +92,16 @@ class Trainer:
         tensors = training_tensors(self.objective, self.optimizer, step=0)
         self.step, self.history = self.state.resume(tensors)
         training_tensors(self.objective, self.optimizer, step=self.step)
-        self.first_step = self.saved_step = self.step
+        self.first_tokens = self.history.tokens
+        self.place = self.schedule.entered(place_after(self.history.train))
+        steps, tokens = self.schedule.left(self.place)
+        self.steps, self.tokens = self.step + steps, self.history.tokens + tokens
         if self.step:
             self.on_event("note", {"message": f"resumed after step {self.step} of {self.steps}"})
+            before = self.history.tokens_of_last_step
+            if steps and self.place.tokens and before != (now := self.leg.tokens_per_step):
+                message = f"from step {self.step + 1} on {now} tokens a step, {before} before"
+                self.on_event("note", {"message": message})
 
     def train_step(self) -> None:
         """Batch, forward and backward, check, clip, update, report."""
@@ -91,7 +112,7 @@ class Trainer:
         alpha = self.states_weight(batch, normaliser=valid)
         micro_losses = [
             self.forward_backward(part, normaliser=valid, alpha=alpha)
-            for part in batch.split(self.settings.micro_batch)
+            for part in batch.split(self.leg.micro_batch)
         ]
         grad_norm = self.clip()
         both = torch.stack(micro_losses).sum(0)
@@ -106,18 +127,24 @@ class Trainer:
 
     def window_ids(self) -> list[int]:
         """The windows of this step, over all processes."""
-        return batch_window_ids(
-            self.step,
-            global_batch=self.settings.global_batch,
-            num_windows=len(self.train_windows),
-            seed=self.seed,
-        )
+        blocks = self.train_windows.store.windows(self.schedule.block_len)
+        return self.schedule.window_ids(self.place, num_blocks=blocks, seed=self.seed)
+
+    @property
+    def leg(self) -> Leg:
+        """The phase that this step belongs to."""
+        return self.schedule.leg(self.place)
+
+    @property
+    def windows(self) -> Windows:
+        """The text in windows of this step's length."""
+        return replace(self.train_windows, seq_len=self.leg.seq_len)
 
     def local_batch(self, window_ids: list[int]) -> Batch:
         """This process's share of the step's windows: as many as every other process has."""
         share = len(window_ids) // self.world.size
         mine = window_ids[self.world.rank * share : (self.world.rank + 1) * share]
-        return self.train_windows.batch(mine)
+        return self.windows.batch(mine)
 
     def states_weight(self, batch: Batch, *, normaliser: float) -> float:
         """alpha = L_logits / L_is of the step before; of this one, before it, for the first.
@@ -134,7 +161,7 @@ class Trainer:
             with torch.no_grad():
                 parts = [
                     self.forward(part, normaliser=normaliser, alpha=0.0)
-                    for part in batch.split(self.settings.micro_batch)
+                    for part in batch.split(self.leg.micro_batch)
                 ]
             logits, states = self.world.total(*torch.stack(parts).sum(0).tolist())
         return logits / states if states else 1.0
@@ -149,8 +176,8 @@ class Trainer:
         """A micro-batch's loss and, of it, the unweighted states, fp64 [2]."""
         batch = batch.to(self.world.device)
         with self.autocast():
-            teacher = self.teacher.predict(batch.input_ids) if self.teacher else None
-            losses = self.objective(batch.input_ids, batch.labels, teacher, normaliser, alpha)
+            teacher = self.teacher.predict(batch) if self.teacher else None
+            losses = self.objective(batch, teacher, normaliser, alpha)
         return torch.stack(losses)
 
     def clip(self) -> Tensor:
@@ -160,13 +187,7 @@ class Trainer:
 
     def update(self) -> float:
         """One step of AdamW at this step's learning rate, which is returned."""
-        lr = learning_rate(
-            self.step,
-            steps=self.steps,
-            peak=self.settings.lr,
-            floor=self.settings.min_lr,
-            warmup_steps=self.settings.warmup_steps,
-        )
+        lr = self.schedule.learning_rate(self.place)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -178,23 +199,27 @@ class Trainer:
         self, *, loss: float, lr: float, grad_norm: float, parts: Mapping[str, float]
     ) -> None:
         """Append to the curves and tell who watches."""
-        tokens = self.step * self.tokens_per_step
-        total = self.steps * self.tokens_per_step
+        tokens = self.history.tokens + self.leg.tokens_per_step
+        seq_len = self.leg.seq_len
+        if len(self.schedule.legs) > 1:
+            parts = {**parts, "phase": self.place.phase}
         self.history.add_step(tokens=tokens, loss=loss, lr=lr, grad_norm=grad_norm, parts=parts)
-        rate = (self.step - self.first_step) * self.tokens_per_step / self.seconds
-        self.on_event("progress", {"done": tokens, "total": total, "unit": "tokens"})
+        self.place = self.schedule.after(self.place)
+        rate = (tokens - self.first_tokens) / self.seconds
+        self.on_event("progress", {"done": tokens, "total": self.tokens, "unit": "tokens"})
         self.on_event(
             "step",
             {
                 "step": self.step, "steps": self.steps, "tokens": tokens, "loss": loss,
-                "tokens_per_s": rate, "eta_s": (total - tokens) / rate,
+                "tokens_per_s": rate, "eta_s": (self.tokens - tokens) / rate,
                 "lr": lr, "grad_norm": grad_norm, **parts,
+                **self.meter.figures(tokens_per_s=rate, seq_len=seq_len),
             },
         )  # fmt: skip
 
     def validate_if_due(self) -> None:
         """Measure the validation loss at the start, every `eval_every` steps and at the end."""
-        tokens = self.step * self.tokens_per_step
+        tokens = self.history.tokens
         due = self.step % self.settings.eval_every == 0 or self.step == self.steps
         if self.step == 0 and isinstance(self.settings, Pretrain):
             due = False  # random weights: the logarithm of the vocabulary, as everybody knows
@@ -210,12 +235,13 @@ class Trainer:
         self.history.add_validation(tokens=tokens, loss=loss)
         self.on_event("eval", {"step": self.step, "tokens": tokens, "loss": loss})
 
-    def stop_if_asked(self) -> None:
+    def stop_if_asked(self, saves: Saves) -> None:
         """Save and raise INTERRUPTED when any process was asked to stop."""
         (asked,) = self.world.total(float(self.stop.made))
         if not asked:
             return
-        self.save()
+        self.save(saves)
+        self.finish_saving(saves)
         raise ParetronError(
             Problem(
                 Code.INTERRUPTED,
@@ -225,13 +251,22 @@ class Trainer:
             )
         )
 
-    def save(self) -> None:
-        """Publish a checkpoint of this step, unless it is there."""
-        if self.saved_step == self.step:
-            return
+    def save(self, saves: Saves) -> None:
+        """Begin a checkpoint of this step, unless there is one, when that before it is complete."""
+        self.finish_saving(saves)
         tensors = training_tensors(self.objective, self.optimizer, step=self.step)
-        self.state.save(self.step, tensors, self.history)
-        self.saved_step = self.step
+        saves.begin(self.step, tensors, self.history)
+
+    def finish_saving(self, saves: Saves) -> None:
+        """Wait until nothing is being written."""
+        saves.finish()
+        self.tell_saved(saves)
+
+    def tell_saved(self, saves: Saves) -> None:
+        """Tell who watches of a checkpoint that is complete now; raise what kept it from it."""
+        step = saves.newly_published()
+        if step is not None:
+            self.on_event("checkpoint", {"saved_step": step})
 
     def autocast(self) -> AbstractContextManager[None]:
         """bf16 arithmetic over fp32 weights; a sharded student casts by its own policy."""
@@ -247,15 +282,15 @@ class Trainer:
                 "loss": str(loss),
                 "grad_norm": str(norm),
                 "window_ids": window_ids,
-                "seq_len": self.train_windows.seq_len,
+                "seq_len": self.leg.seq_len,
                 "store": str(self.train_windows.store.folder),
             }
             dump(record, facts)
         return ParetronError(
             Problem(
                 Code.GATE_NONFINITE,
-                f"step {self.step + 1}: loss {loss}, gradient norm {norm}; the last checkpoint "
-                f"is of step {self.saved_step}",
+                f"step {self.step + 1}: loss {loss}, gradient norm {norm}; nothing of it was "
+                "learned or saved",
                 where=str(record),
                 fix="a lower lr or a longer warm-up; the file names the windows of this batch",
             )
@@ -264,7 +299,7 @@ class Trainer:
 
 def adamw(objective: nn.Module, settings: Training) -> torch.optim.AdamW:
     """AdamW whose weight decay spares norms and biases: only matrices shrink."""
-    parameters = list(objective.parameters())
+    parameters = [p for p in objective.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},

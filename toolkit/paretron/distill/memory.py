@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,20 +14,38 @@ _CPU_SIGN = "can't allocate memory"  # what torch's CPU allocator says in a Runt
 
 
 @contextmanager
-def memory_explained(settings: Training) -> Iterator[None]:
-    """Turn a failed allocation inside into MEMORY (exit 4)."""
+def memory_explained(
+    settings: Training, *, state_bytes: int, peak_bytes: Callable[[], int]
+) -> Iterator[None]:
+    """Turn a failed allocation inside into MEMORY (exit 4).
+
+    `state_bytes` is what weights, gradients and moments take in this process, before any
+    activation; `peak_bytes` says what it had at most when it failed.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         kinds = (torch.OutOfMemoryError, MemoryError)
         if not isinstance(error, kinds) and _CPU_SIGN not in str(error):
             raise
+        said = " ".join(str(error).split())[:300] or type(error).__name__
         raise ParetronError(
             Problem(
                 Code.MEMORY,
-                " ".join(str(error).split())[:300] or type(error).__name__,
+                f"{said}; weights, gradients and moments take {state_bytes / 1e9:.2f} GB here, "
+                f"the peak was {peak_bytes() / 1e9:.2f} GB",
                 where=f"micro_batch {settings.micro_batch}, processes {settings.processes}",
-                fix="a smaller micro_batch, which the same training may go on with, or a shorter "
-                "seq_len, or more processes on other devices",
+                fix=_advice(settings),
             )
         ) from error
+
+
+def _advice(settings: Training) -> str:
+    """What would take less memory and is not in use yet."""
+    advice = []
+    if settings.micro_batch > 1:
+        advice.append("a smaller micro_batch")
+    if not settings.activation_checkpointing:
+        advice.append("activation_checkpointing: true")
+    advice += ["more processes on other devices", "a shorter seq_len"]
+    return f"{', or '.join(advice)}; only seq_len makes it another training"

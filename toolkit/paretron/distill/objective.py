@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from paretron.distill.batches import Batch
 from paretron.distill.divergences import Divergence, ForwardKL
 from paretron.distill.fused import DeferredLogits, fused_cross_entropy, fused_divergence
 from paretron.distill.losses import IGNORE
 from paretron.distill.states import Place, StatesLoss, capturing
+from paretron.distill.top import TopTokens
 from paretron.families import family_of, logit_rule
 
 _FORWARD_KL = ForwardKL()
@@ -20,10 +23,31 @@ _FORWARD_KL = ForwardKL()
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of a batch: its logits, not made yet, and the states asked for."""
+    """What a model says of a batch: its logits, not made yet, and the states asked for.
+
+    Of a captured teacher, there may be its likeliest tokens alone.
+    """
+
+    logits: DeferredLogits | TopTokens
+    states: Mapping[Place, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Computed(Prediction):
+    """That of a model in memory."""
 
     logits: DeferredLogits
-    states: Mapping[Place, Tensor] = field(default_factory=dict)
+
+
+class Teaches(Protocol):
+    """What a student can learn from: a teacher in memory, or what one has said before."""
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The states that come with each prediction."""
+
+    def predict(self, batch: Batch) -> Prediction:
+        """Its prediction for a batch on the device of the training."""
 
 
 class Teacher:
@@ -34,9 +58,9 @@ class Teacher:
         self.places = places
 
     @torch.no_grad()
-    def predict(self, input_ids: Tensor) -> Prediction:
-        """Its prediction for input_ids [batch, seq]."""
-        return predict(self.model, input_ids, self.places)
+    def predict(self, batch: Batch) -> Computed:
+        """Its prediction for a batch on its own device."""
+        return predict(self.model, batch, self.places)
 
 
 class Objective(nn.Module):
@@ -61,38 +85,41 @@ class Objective(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
-        labels: Tensor,
+        batch: Batch,
         teacher: Prediction | None,
         normaliser: float,
         alpha: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """The loss and, of it, the part of intermediate states before `alpha` weighs it.
 
-        Both are sums over valid positions, divided by `normaliser`; scalars in fp64. input_ids,
-        labels [batch, seq]; labels hold IGNORE where a position does not count.
+        Both are sums over valid positions, divided by `normaliser`; scalars in fp64.
         """
         places = self.states.student_places if self.states and teacher else ()
-        own = predict(self.student, input_ids, places)
-        none = torch.zeros((), dtype=torch.float64, device=input_ids.device)
+        own = predict(self.student, batch, places)
+        none = torch.zeros((), dtype=torch.float64, device=batch.labels.device)
         if teacher is None:
-            return fused_cross_entropy(own.logits, labels, normaliser=normaliser), none
+            return fused_cross_entropy(own.logits, batch.labels, normaliser=normaliser), none
         loss = fused_divergence(
-            own.logits, teacher.logits, labels, divergence=self.divergence, normaliser=normaliser
+            own.logits,
+            teacher.logits,
+            batch.labels,
+            divergence=self.divergence,
+            normaliser=normaliser,
         )
         if self.states is None:
             return loss, none
-        states = self.states(own.states, teacher.states, labels != IGNORE) / normaliser
+        states = self.states(own.states, teacher.states, batch.labels != IGNORE) / normaliser
         return loss + alpha * states, states.detach()
 
 
-def predict(
-    model: PreTrainedModel, input_ids: Tensor, places: tuple[Place, ...] = ()
-) -> Prediction:
+def predict(model: PreTrainedModel, batch: Batch, places: tuple[Place, ...] = ()) -> Computed:
     """One forward pass: states after the final norm with the head that reads them, and `places`."""
     with capturing(model, places) as states:
-        hidden: Tensor = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-    weight: Tensor = model.get_output_embeddings().weight
+        # Without a mask and a cache, positions that begin again keep documents from each other.
+        out = model.base_model(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+        )
+    head = model.get_output_embeddings()
     config = model.config.to_dict()
     rule = logit_rule(family_of(config), config)
-    return Prediction(DeferredLogits(hidden, weight, rule), states)
+    return Computed(DeferredLogits(out.last_hidden_state, head.weight, rule, head.bias), states)

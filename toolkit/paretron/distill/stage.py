@@ -16,22 +16,40 @@ from paretron.artifacts.manifest import Provenance
 from paretron.artifacts.models import load_model, save_model
 from paretron.artifacts.reader import Checkpoint
 from paretron.artifacts.staging import locked, refuse_existing, refuse_overlap, staged
+from paretron.artifacts.tokenizer import rows_with_tokens
 from paretron.data.store import TokenStore
+from paretron.distill.adapters import (
+    adapters_of,
+    check_merged,
+    choose_trained,
+    merged_parameters,
+)
 from paretron.distill.batches import Windows
+from paretron.distill.capture.cache import Cache, is_capture
+from paretron.distill.capture.teacher import CapturedTeacher, check_capture
 from paretron.distill.divergences import divergence_of
 from paretron.distill.history import History
-from paretron.distill.job import Job, OnEvent
+from paretron.distill.job import Job, OnEvent, labels_alone
 from paretron.distill.launch import launch
 from paretron.distill.loop import Trainer
 from paretron.distill.memory import memory_explained
-from paretron.distill.objective import Objective, Teacher, predict
-from paretron.distill.parallel import fast_bfloat16, shard, whole
+from paretron.distill.meter import peak_memory_bytes
+from paretron.distill.objective import Objective, Teacher, Teaches, predict
+from paretron.distill.parallel import (
+    checkpoint_layers,
+    fast_bfloat16,
+    place_teacher,
+    shard,
+)
 from paretron.distill.preflight import check_before_training, check_same_tokenizer
+from paretron.distill.schedule import Schedule
+from paretron.distill.stall import stall_watch
 from paretron.distill.state import StateFolder
 from paretron.distill.states import StatesLoss
 from paretron.errors import Code, ParetronError, Problem, raise_all
-from paretron.families import sizes
-from paretron.recipe import Distill, Training
+from paretron.families import parameter_counts, sizes
+from paretron.families.costs import ADAM_BYTES_PER_PARAM
+from paretron.recipe import Correct, Distill, Training
 from paretron.recipe.limits import loss_problems
 from paretron.recipe.training import Loss
 from paretron.workers.launch import under_torchrun
@@ -39,6 +57,7 @@ from paretron.workers.stop import StopRequest, stop_requests
 from paretron.workers.world import World, joined_world
 
 METRICS = "metrics.json"
+_AFTER_STALL_S = 60
 _TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16,
 }  # fmt: skip
@@ -58,21 +77,24 @@ def train(
     state: Path,
     provenance: Provenance,
     overwrite: bool = False,
+    apart: bool = False,
     on_event: OnEvent,
 ) -> None:
     """Train `student` and publish it at `out` with metrics.json; again to continue.
 
-    With a `teacher` the loss is that of `settings.loss` (distillation), without one cross entropy
-    on the text (correction, pretraining). Checkpoints live in `state`. Weights are written in the
-    dtype that the student came in. With `settings.processes` above 1, torchrun is started, unless
-    this process is one of a torchrun's already.
-    Events: "progress", "step", "eval", "note". Errors: OUT_EXISTS, OUT_OVERLAP, INPUT_TOKENIZER,
-    GATE_PREFLIGHT, GATE_NONFINITE, RUN_MISMATCH, INPUT_MANIFEST, INTERRUPTED, DISK, DEVICE.
+    With a `teacher` the loss is that of `settings.loss` (distillation). Without one, or where that
+    loss asks none, it is cross entropy on the text (correction, pretraining, retraining).
+    Checkpoints live in `state`. Weights are written in the dtype that the student came in. With
+    `settings.processes` above 1, torchrun is started, unless this process is one of a torchrun's
+    already. With `apart`, documents within a window are texts of their own.
+    Events: "progress", "step", "eval", "checkpoint", "note". Errors: OUT_EXISTS, OUT_OVERLAP,
+    INPUT_TOKENIZER, GATE_PREFLIGHT, GATE_NONFINITE, RUN_MISMATCH, INPUT_MANIFEST, INTERRUPTED,
+    DISK, DEVICE, MEMORY.
     """
     job = Job(
         student=student,
         train_tokens=train_tokens,
-        teacher=teacher,
+        teacher=None if labels_alone(settings) else teacher,
         settings=settings,
         seq_len=seq_len,
         validation_tokens=validation_tokens,
@@ -82,6 +104,7 @@ def train(
         state=state,
         provenance=provenance,
         overwrite=overwrite,
+        apart=apart,
     )
     if settings.processes > 1 and not under_torchrun():
         launch(job, on_event=on_event)
@@ -91,10 +114,22 @@ def train(
 
 def run_job(job: Job, *, on_event: OnEvent) -> None:
     """Take part in a job as the only process, or as one of torchrun's."""
-    with joined_world() as world, stop_requests() as stop, _held(job, world):
+    stall_s = job.settings.stall_timeout_s
+    # The watch is the first to speak: it says where every process was.
+    joined = joined_world(timeout_s=stall_s + _AFTER_STALL_S)
+    with joined as world, stop_requests() as stop, _held(job, world):
         _check_inputs(job, world)
-        with memory_explained(job.settings):
+        params = parameter_counts(*family_and_config(job.student)).total
+        with (
+            stall_watch(job.state, world, timeout_s=stall_s) as alive,
+            memory_explained(
+                job.settings,
+                state_bytes=ADAM_BYTES_PER_PARAM * params // world.size,
+                peak_bytes=lambda: peak_memory_bytes(world.device),
+            ),
+        ):
             trainer = _prepare(job, world, stop, on_event if world.leads else _silent)
+            trainer.objective.register_forward_pre_hook(lambda *_: alive())
             history = trainer.run()
         _publish(job, trainer, history)
         if stop.made:  # too late for this training, in time for what comes after it
@@ -124,7 +159,17 @@ def _check_inputs(job: Job, world: World) -> None:
         refuse_existing(job.out, overwrite=job.overwrite)
         for source in filter(None, (job.student, job.teacher, job.train_tokens)):
             refuse_overlap(job.out, source)
-    if job.teacher is not None:
+    if job.teacher is not None and is_capture(job.teacher):
+        check_capture(
+            job.teacher,
+            student=job.student,
+            tokens=job.train_tokens,
+            seq_lens={leg.seq_len for leg in Schedule.of(job.settings, seq_len=job.seq_len).legs},
+            apart=job.apart,
+            loss=_loss(job.settings),
+            hashes=world.leads,
+        )
+    elif job.teacher is not None:
         check_same_tokenizer(job.student, job.teacher)
         own, other = (sizes(*family_and_config(f)) for f in (job.student, job.teacher))
         found = loss_problems(
@@ -132,19 +177,20 @@ def _check_inputs(job: Job, world: World) -> None:
             vocab=own["vocab"],
             teacher_layers=other["layers"],
             layers=own["layers"],
+            apart=job.apart,
         )
         raise_all(found)
-    at_once = job.settings.micro_batch * world.size
-    if job.settings.global_batch % at_once:
-        raise ParetronError(
-            Problem(
-                Code.USAGE,
-                f"global_batch {job.settings.global_batch} is not a multiple of micro_batch "
-                f"{job.settings.micro_batch} x {world.size} processes",
-                where="global_batch",
-                fix="another global_batch or micro_batch, or fewer processes",
+    for leg in Schedule.of(job.settings, seq_len=job.seq_len).legs:
+        if leg.global_batch % (leg.micro_batch * world.size):
+            raise ParetronError(
+                Problem(
+                    Code.USAGE,
+                    f"global_batch {leg.global_batch} is not a multiple of micro_batch "
+                    f"{leg.micro_batch} x {world.size} processes",
+                    where="global_batch",
+                    fix="another global_batch or micro_batch, or fewer processes",
+                )
             )
-        )
 
 
 def _prepare(job: Job, world: World, stop: StopRequest, on_event: OnEvent) -> Trainer:
@@ -152,24 +198,33 @@ def _prepare(job: Job, world: World, stop: StopRequest, on_event: OnEvent) -> Tr
     dtype = torch.bfloat16 if job.settings.dtype == "bfloat16" else torch.float32
     loss = _loss(job.settings)
     student = load_model(job.student).to(world.device)
-    teacher, states = None, None
-    if job.teacher is not None:
-        model = load_model(job.teacher, dtype=dtype).to(world.device)
+    teacher: Teaches | None = None
+    states: StatesLoss | None = None
+    if job.teacher is not None and is_capture(job.teacher):
+        teacher = CapturedTeacher(Cache.open(job.teacher, hashes=False), world.device)
+    elif job.teacher is not None:
+        model = load_model(job.teacher, dtype=dtype)
         states = StatesLoss.between(student, model, loss.states)
         teacher = Teacher(model, states.teacher_places if states else ())
+        placement = job.settings.teacher if isinstance(job.settings, Distill) else "replicated"
+        place_teacher(model, world, how=placement)
     objective = Objective(student, divergence=divergence_of(loss), states=states)
+    if isinstance(job.settings, Correct):
+        choose_trained(student, job.settings, seed=job.seed)
     objective.to(world.device)
     vocab_size = student.config.vocab_size
     validation = None
     if job.validation_tokens is not None:
         store = TokenStore.open(job.validation_tokens)
         validation = Windows(store, job.validation_seq_len, vocab_size)
-    windows = Windows(TokenStore.open(job.train_tokens), job.seq_len, vocab_size)
+    windows = Windows(TokenStore.open(job.train_tokens), job.seq_len, vocab_size, job.apart)
     if states is not None and teacher is not None:
         with torch.no_grad():
-            ids = windows.batch([0]).to(world.device).input_ids
-            own = predict(student, ids, states.student_places)
-            states.start(own.states, teacher.predict(ids).states)
+            batch = windows.batch([0]).to(world.device)
+            own = predict(student, batch, states.student_places)
+            states.start(own.states, teacher.predict(batch).states)
+    if job.settings.activation_checkpointing:
+        checkpoint_layers(student)
     shard(objective, world, dtype=dtype)
     trainer = Trainer(
         objective=objective,
@@ -192,9 +247,15 @@ def _prepare(job: Job, world: World, stop: StopRequest, on_event: OnEvent) -> Tr
     )
     if dtype == torch.bfloat16 and not fast_bfloat16(world.device):
         on_event("note", {"message": "this CPU has no AMX: `dtype: float32` would be faster"})
-    first = trainer.train_windows.batch(trainer.window_ids()[: job.settings.micro_batch])
+    first = trainer.windows.batch(trainer.window_ids()[: trainer.leg.micro_batch])
     with trainer.autocast():
-        check_before_training(objective, teacher, first.to(world.device), untrained=job.untrained)
+        check_before_training(
+            objective,
+            teacher,
+            first.to(world.device),
+            untrained=job.untrained,
+            tokens=rows_with_tokens(job.student),
+        )
     return trainer
 
 
@@ -204,21 +265,28 @@ def _publish(job: Job, trainer: Trainer, history: History) -> None:
     source = Checkpoint.open(job.student)
     first = {h.name: h.parts[0][0] for h in held_parameters(source.family, source.config)}
     weights: dict[str, Tensor] = {}
-    for name, parameter in trainer.objective.student.named_parameters():
-        gathered = whole(parameter.detach())
+    student = trainer.objective.student
+    for name, gathered in merged_parameters(student, job.settings):
         if world.leads:
             dtype = _TORCH_DTYPES[source.entries[first[name]].dtype]
             weights[name] = gathered.to(device="cpu", dtype=dtype)
+    adapters = adapters_of(student)
     if world.leads:
         objective = "cross_entropy" if job.teacher is None else _loss(job.settings).logits
         with staged(job.out, provenance=job.provenance, overwrite=job.overwrite) as folder:
             save_model(weights, folder, config=source.config, companions=job.student)
+            if isinstance(job.settings, Correct) and adapters:
+                first_batch = trainer.train_windows.batch([0])
+                check_merged(folder, job.student, job.settings, adapters, first_batch)
             dump(folder / METRICS, {"schema": 1, "objective": objective} | history.as_json())
     world.from_leader(None)  # published
 
 
 def _loss(settings: Training) -> Loss:
-    return settings.loss if isinstance(settings, Distill) else Loss()
+    """The loss against a teacher; the default where none is asked."""
+    if isinstance(settings, Distill) and not labels_alone(settings):
+        return settings.loss
+    return Loss()
 
 
 def _silent(kind: str, fields: object) -> None:

@@ -59,7 +59,7 @@ class StateFolder:
         Errors: DISK when the volume is full; earlier checkpoints stay as they were.
         """
         with self._staged(f"step-{step:06d}") as folder:
-            _write(folder, tensors, alone=self.world.mesh is None)
+            _write(folder, tensors, self.world)
             if self.world.leads:
                 dump(folder / _HISTORY, history.as_json())
         if self.world.leads:
@@ -166,12 +166,14 @@ class StateFolder:
 def training_tensors(
     objective: nn.Module, optimizer: torch.optim.Optimizer, *, step: int
 ) -> dict[str, Tensor]:
-    """Weights and both moments of AdamW by name; what `save` writes and `resume` fills.
+    """Trained weights and both moments of AdamW by name; what `save` writes and `resume` fills.
 
     Moments that do not exist yet are made, as they would be after `step` steps of no gradient.
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in objective.named_parameters():
+        if not parameter.requires_grad:
+            continue
         moments = optimizer.state[parameter]
         if not moments:
             moments["exp_avg"] = torch.zeros_like(parameter)
@@ -200,11 +202,12 @@ def _read(folder: Path, tensors: Mapping[str, Tensor], *, alone: bool) -> None:
         ) from reason
 
 
-def _write(folder: Path, tensors: Mapping[str, Tensor], *, alone: bool) -> None:
+def _write(folder: Path, tensors: Mapping[str, Tensor], world: World) -> None:
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    alone = world.mesh is None
     try:
         with _quiet():
-            save(dict(tensors), storage_writer=writer, no_dist=alone)
+            save(dict(tensors), storage_writer=writer, process_group=world.group, no_dist=alone)
     except CheckpointException as error:
         raise _first_failure(error) from error
 

@@ -22,7 +22,7 @@ def validation_loss(
         batch = windows.batch(ids) if ids else windows.batch([0]).ignored()
         valid += batch.valid
         batch = batch.to(world.device)
-        total, _ = objective(batch.input_ids, batch.labels, None, 1.0)
+        total, _ = objective(batch, None, 1.0)
         loss += float(total)
     total_loss, total_valid = world.total(loss, valid)
     return total_loss / total_valid

@@ -1,10 +1,4 @@
-"""What work costs: FLOPs from the table's matrices, bytes from its counts.
-
-A matrix product of an m x n weight costs 2mn FLOPs a token, where the token passes it: of experts,
-those that it is routed to. The embedding is a lookup, a tied head is not. Causal attention adds,
-for each layer, 4 * heads * head_dim FLOPs a token for each position that it sees, half the context
-on average. A backward pass costs twice its forward pass.
-"""
+"""The numbers of a model that need no weights: counts, FLOPs, bytes."""
 
 from __future__ import annotations
 
@@ -12,18 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from paretron.families import (
-    Sizes,
-    active_matrix_weights,
-    family_of,
-    kv_bytes_per_token,
-    parameter_counts,
-    sizes,
+from paretron.families import Sizes, family_of, kv_bytes_per_token, parameter_counts, sizes
+from paretron.families.costs import (
+    attention_flops_per_token_and_position,
+    matrix_flops_per_token,
 )
 
 BYTES_OF = {"F32": 4, "BF16": 2, "F16": 2, "float32": 4, "bfloat16": 2, "float16": 2}
-ADAM_BYTES_PER_PARAM = 16  # fp32 weight, gradient and two moments
-CHECKPOINT_BYTES_PER_PARAM = 12  # fp32 weight and two moments
 
 
 @dataclass(frozen=True)
@@ -67,7 +56,6 @@ def model_facts(config: Mapping[str, Any], *, dtype: str) -> ModelFacts:
     family = family_of(config)
     size = sizes(family, config)
     counts = parameter_counts(family, config)
-    weights = size["vocab"] * size["hidden"] + active_matrix_weights(family, config)
     return ModelFacts(
         sizes=size,
         params=counts.total,
@@ -76,8 +64,8 @@ def model_facts(config: Mapping[str, Any], *, dtype: str) -> ModelFacts:
         dtype=dtype,
         weight_bytes=counts.total * BYTES_OF[dtype],
         kv_bytes_per_token=kv_bytes_per_token(family, config, bytes_per_value=BYTES_OF[dtype]),
-        forward_flops_per_token=2 * weights,
-        attention_flops_per_token_and_position=(
-            4 * size["layers"] * size["kv_heads"] * size["q_per_kv"] * size["head_dim"]
+        forward_flops_per_token=matrix_flops_per_token(family, config),
+        attention_flops_per_token_and_position=attention_flops_per_token_and_position(
+            family, config
         ),
     )

@@ -9,11 +9,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-# Dense bf16 FLOP/s by the name that nvidia-smi prints; vendor's figures.
-_GPU_FLOP_S = {
-    "H200": 989e12, "H100": 989e12, "H20": 148e12, "B200": 2250e12, "A100": 312e12,
-    "L40S": 362e12, "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
-}  # fmt: skip
+from paretron.workers.devices import peak_flop_s
+
+_UNKNOWN_GPU_FLOP_S = 100e12
 # Training attains about this share of a device's rate; scoring about the same.
 _ATTAINED = 0.4
 
@@ -44,7 +42,7 @@ def _gpu() -> Hardware | None:
     if done.returncode or not done.stdout.strip():
         return None
     name, memory = (part.strip() for part in done.stdout.splitlines()[0].rsplit(",", 1))
-    rate = next((r for known, r in _GPU_FLOP_S.items() if known in name), 100e12)
+    rate = peak_flop_s(name) or _UNKNOWN_GPU_FLOP_S
     return Hardware(
         name,
         rate * _ATTAINED,

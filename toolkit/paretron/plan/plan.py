@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +13,19 @@ from paretron.artifacts.config import DTYPE_NAMES, relabel
 from paretron.compensate.decide import decide
 from paretron.errors import Code, ParetronError, Problem
 from paretron.families import family_of, sizes
+from paretron.families.kinds import merging_problem
 from paretron.families.table import with_sizes
 from paretron.plan.advice import VLLM_HEAD_DIM, Advice, advise
+from paretron.plan.compensation import Compensation, compensation_cost
+from paretron.plan.correction import correction_problems, trained_weights
 from paretron.plan.cost import ModelFacts, model_facts
 from paretron.plan.estimate import Estimate, estimate_stages
 from paretron.plan.hardware import Hardware, detect, free_disk_bytes, written_bytes
 from paretron.plan.shapes import student_sizes, target_problems
-from paretron.plan.sources import FoundTeacher, data_problems, find_teacher
+from paretron.plan.sources import FoundTeacher, data_problems, find_teacher, pinned
 from paretron.plan.stages import Stage, stages_of
 from paretron.plugins import ENGINES, EXPORTERS, find_plugin
-from paretron.recipe import Export, Recipe, Search
+from paretron.recipe import Export, Recipe, Score, Search, Student
 from paretron.recipe.limits import batch_problems, loss_problems
 
 if TYPE_CHECKING:
@@ -89,10 +92,13 @@ class Plan:
 def make_plan(recipe: Recipe, *, out: Path, offline: bool) -> Plan:
     """Plan a recipe without reading a weight or tokenising a text.
 
-    Problems are collected; only a teacher whose config cannot be read ends the planning.
+    The plan's recipe names every hub dataset by its commit. Problems are collected; only a teacher
+    whose config cannot be read ends the planning.
     """
     found = find_teacher(recipe, offline=offline)
-    problems = [*found.problems, *data_problems(recipe, found.config)]
+    recipe, unfound = pinned(recipe, offline=offline)
+    problems = [*found.problems, *unfound, *data_problems(recipe, found.config)]
+    problems += correction_problems(recipe)
     family = family_of(found.config)
     teacher_sizes = sizes(family, found.config)
     teacher = model_facts(found.config, dtype=found.dtype)
@@ -108,45 +114,37 @@ def make_plan(recipe: Recipe, *, out: Path, offline: bool) -> Plan:
             if outlook is not None:
                 searches[name], students[name] = outlook, outlook.heaviest
             continue
-        own = target_problems(name, teacher_sizes, target, family=family, config=found.config)
+        facts, own, notes = _shape_outlook(name, target, recipe, found, exporters)
         problems += own
-        if own:
-            continue
-        size = student_sizes(teacher_sizes, target)
-        kept = tuple(range(size["layers"])) if size["layers"] != teacher_sizes["layers"] else None
-        try:
-            config = with_sizes(family, found.config, size, kept_layers=kept)
-        except ParetronError as error:
-            problems += error.problems
-            continue
-        decision = decide(
-            family, found.config, sizes=teacher_sizes, new=size, settings=recipe.compensate
-        )
-        problems += decision.problems
-        notices += [f"students.{name}: {note}" for note in decision.notes]
-        if decision.untie:
-            config["tie_word_embeddings"] = False
-        students[name] = model_facts(config, dtype=_student_dtype(recipe, found))
-        problems += loss_problems(
-            recipe.distill.loss,
-            vocab=size["vocab"],
-            teacher_layers=teacher_sizes["layers"],
-            layers=size["layers"],
-        )
-        problems += export_problems(exporters, relabel(config), name)
+        notices += notes
+        if facts is not None:
+            students[name] = facts
+    problems += _merging_problems(recipe, students.values(), found.config)
     engines, formats = engine_problems(recipe)
     problems += engines
     stages = stages_of(
         recipe,
-        block_sizes=block_sizes(teacher_sizes["layers"], students, searches),
+        block_sizes=block_sizes(teacher_sizes["layers"], students, searches, score=recipe.score),
         engine_formats=formats,
     )
     hardware = detect()
+    compensations = _compensations(recipe, found, teacher, students)
+    notices += [f"students.{n}: {c.note(hardware)}" for n, c in compensations.items() if c.flops]
     stated = {n: t for n, t in recipe.students.items() if t.search is None and n in students}
     advice = advise(family, found.config, teacher_sizes, stated, on_gpu=hardware.is_gpu)
     problems += (refused := unservable(advice, recipe))
     counts = {name: outlook.candidates or 0 for name, outlook in searches.items()}
-    estimates = estimate_stages(stages, recipe, teacher, students, hardware, candidates=counts)
+    corrected = trained_weights(recipe.correct, family, found.config)
+    estimates = estimate_stages(
+        stages,
+        recipe,
+        teacher,
+        students,
+        hardware,
+        candidates=counts,
+        corrected_weights=corrected,
+        compensations=compensations,
+    )
     disk, free = sum(e.disk_bytes for e in estimates.values()), free_disk_bytes(out)
     problems += disk_problems(disk, free, out)
     problems += memory_problems(estimates, hardware)
@@ -169,6 +167,69 @@ def make_plan(recipe: Recipe, *, out: Path, offline: bool) -> Plan:
     )
 
 
+def _compensations(
+    recipe: Recipe, found: FoundTeacher, teacher: ModelFacts, students: Mapping[str, ModelFacts]
+) -> dict[str, Compensation]:
+    """What compensating each student takes; of a search, its heaviest candidate."""
+    family = family_of(found.config)
+    have = sizes(family, found.config)
+    return {
+        name: compensation_cost(
+            recipe,
+            teacher,
+            facts,
+            decide(family, found.config, sizes=have, new=facts.sizes, settings=recipe.compensate),
+        )
+        for name, facts in students.items()
+    }
+
+
+def _shape_outlook(
+    name: str,
+    target: Student,
+    recipe: Recipe,
+    found: FoundTeacher,
+    exporters: Sequence[tuple[Any, Export]],
+) -> tuple[ModelFacts | None, list[Problem], list[str]]:
+    """A student of a stated shape, what is wrong with it, and what is to be said of it."""
+    family, have = family_of(found.config), sizes(family_of(found.config), found.config)
+    problems = list(target_problems(name, have, target, family=family, config=found.config))
+    if problems:
+        return None, problems, []
+    size = student_sizes(have, target)
+    kept = tuple(range(size["layers"])) if size["layers"] != have["layers"] else None
+    try:
+        config = with_sizes(family, found.config, size, kept_layers=kept)
+    except ParetronError as error:
+        return None, list(error.problems), []
+    decision = decide(family, found.config, sizes=have, new=size, settings=recipe.compensate)
+    problems += decision.problems
+    if decision.untie:
+        config["tie_word_embeddings"] = False
+    problems += loss_problems(
+        recipe.distill.loss,
+        vocab=size["vocab"],
+        teacher_layers=have["layers"],
+        layers=size["layers"],
+        apart=recipe.data.train.documents == "apart",
+    )
+    problems += export_problems(exporters, relabel(config), name)
+    notes = [f"students.{name}: {note}" for note in decision.notes]
+    return model_facts(config, dtype=_student_dtype(recipe, found)), problems, notes
+
+
+def _merging_problems(
+    recipe: Recipe, students: Iterable[ModelFacts], config: Mapping[str, Any]
+) -> list[Problem]:
+    """Layers that are to be merged, and are of several kinds."""
+    family = family_of(config)
+    total = sizes(family, config)["layers"]
+    if recipe.prune.layers == "drop" or all(s.sizes["layers"] == total for s in students):
+        return []
+    problem = merging_problem(family, config)
+    return [problem] if problem is not None else []
+
+
 def _outlook(
     name: str, search: Search, recipe: Recipe, found: FoundTeacher
 ) -> tuple[SearchOutlook | None, tuple[Problem, ...]]:
@@ -187,10 +248,13 @@ def block_sizes(
     teacher_layers: int,
     students: Mapping[str, ModelFacts],
     searches: Mapping[str, SearchOutlook],
+    *,
+    score: Score,
 ) -> tuple[int, ...]:
-    """How many layers each depth student loses, each number once."""
+    """How many layers each depth student loses, in its first round, each number once."""
     stated = (facts for name, facts in students.items() if name not in searches)
-    lost = {teacher_layers - facts.sizes["layers"] for facts in stated}
+    left = (score.after(1, have=teacher_layers, want=f.sizes["layers"]) for f in stated)
+    lost = {teacher_layers - count for count in left}
     lost.update(*(found.lost_layers for found in searches.values()))
     return tuple(sorted(lost - {0}))
 
@@ -208,7 +272,7 @@ def find_exporters(recipe: Recipe) -> tuple[list[tuple[Any, Export]], list[Probl
 
 
 def export_problems(
-    exporters: list[tuple[Any, Export]], config: Mapping[str, Any], student: str
+    exporters: Sequence[tuple[Any, Export]], config: Mapping[str, Any], student: str
 ) -> list[Problem]:
     """What keeps a student from being exported, by every exporter of the recipe."""
     problems = [p for e, export in exporters for p in e.problems(config, export=export)]
@@ -279,7 +343,8 @@ def memory_problems(estimates: Mapping[str, Estimate], hardware: Hardware) -> li
             f"needs about {e.memory_bytes / 1e9:.1f} GB, {hardware.name} has "
             f"{hardware.memory_bytes / 1e9:.1f} GB",
             where=name,
-            fix="more processes, or a machine with more memory",
+            fix="more processes, a sharded or offloaded `distill.teacher` if it is that, "
+            "`compensate.refit: false` if it is pruning, or a machine with more memory",
         )
         for name, e in estimates.items()
         if e.memory_bytes > hardware.memory_bytes

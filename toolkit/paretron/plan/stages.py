@@ -53,17 +53,11 @@ def _stages(
         yield Stage("correct", "correct", {"student": TEACHER, "data": "data"},
                     _training(recipe.correct, recipe) | seed)  # fmt: skip
         teacher = "correct"
-    yield Stage(
-        "score",
-        "score",
-        {"model": teacher, "data": "data"},
-        {
-            "score": _plain(recipe.score),
-            "calibration": _plain(recipe.data.calibration),
-            "block_sizes": list(block_sizes),
-        }
-        | seed,
-    )
+    yield _score(recipe, teacher, block_sizes)
+    asked = teacher
+    if recipe.distill.offline is not None:
+        asked = "capture"
+        yield Stage(asked, "capture", {"teacher": teacher, "data": "data"}, _captured(recipe))
     evaluated = {"teacher.final": teacher}
     if teacher != TEACHER:
         evaluated["teacher.uncorrected"] = TEACHER
@@ -88,7 +82,7 @@ def _stages(
             | seed,
             name,
         )
-        yield Stage(final, "distill", {"student": pruned, "teacher": teacher, "data": "data"},
+        yield Stage(final, "distill", {"student": pruned, "teacher": asked, "data": "data"},
                     _training(recipe.distill, recipe) | seed, name)  # fmt: skip
         evaluated |= {f"{name}.pruned": pruned, f"{name}.final": final}
         artifacts[name] = {"hf": final}
@@ -138,6 +132,20 @@ def _exports(
         by_kind[export.to] = stage
 
 
+def _score(recipe: Recipe, teacher: str, block_sizes: tuple[int, ...]) -> Stage:
+    return Stage(
+        "score",
+        "score",
+        {"model": teacher, "data": "data"},
+        {
+            "score": _plain(recipe.score),
+            "calibration": _plain(recipe.data.calibration),
+            "block_sizes": list(block_sizes),
+            "seed": recipe.seed,
+        },
+    )
+
+
 def _shapes(name: str, search: Search, recipe: Recipe) -> Stage:
     return Stage(
         f"{name}.shapes",
@@ -172,6 +180,24 @@ def _search(name: str, search: Search, recipe: Recipe, teacher: str) -> Stage:
     )
 
 
+def captured_seq_len(recipe: Recipe) -> int:
+    """The length of the windows that an offline teacher is asked about."""
+    phases = recipe.distill.phases
+    return phases[0].seq_len if phases else recipe.data.train.seq_len
+
+
+def _captured(recipe: Recipe) -> dict[str, Any]:
+    """What is captured of a teacher depends on less than what is learned from it."""
+    distill, kept = recipe.distill, {}
+    if distill.offline == "top_k":
+        kept = {"top_k": distill.loss.top_k, "temperature": distill.loss.temperature}
+    return {
+        "capture": {"offline": distill.offline, "dtype": distill.dtype, **kept},
+        "seq_len": captured_seq_len(recipe),
+        "documents": recipe.data.train.documents,
+    }
+
+
 def token_limits(recipe: Recipe) -> dict[str, int | None]:
     """How many tokens of each text are kept: as stated, else what training can use; None is all."""
     searches = (s.search for s in recipe.students.values() if s.search)
@@ -190,6 +216,7 @@ def _report_inputs(
     if recipe.correct is not None:
         inputs["curve.correct"] = "correct"
     inputs |= {f"curve.{name}": f"{name}.distill" for name in recipe.students}
+    inputs |= {f"pruned.{name}": f"{name}.prune" for name in recipe.students}
     if recipe.profile is not None:
         inputs["profile"] = "profile"
     return inputs
@@ -198,7 +225,7 @@ def _report_inputs(
 def _training(section: BaseModel, recipe: Recipe) -> dict[str, Any]:
     return {
         "training": _plain(section),
-        "train": {"seq_len": recipe.data.train.seq_len},
+        "train": recipe.data.train.model_dump(mode="json", include={"seq_len", "documents"}),
         "validation": {"seq_len": recipe.data.validation.seq_len},
     }
 

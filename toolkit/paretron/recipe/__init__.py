@@ -5,7 +5,13 @@ from paretron.recipe.models import Engine, Evaluate, Export, Profile, Recipe
 from paretron.recipe.scoring import Score
 from paretron.recipe.searching import Budget, Search, Space, Speed
 from paretron.recipe.students import Compensate, Prune, Student
-from paretron.recipe.texts import Calibration, TextSource, TokenisedSource
+from paretron.recipe.texts import (
+    Calibration,
+    TextSource,
+    TokenisedSource,
+    TrainingText,
+    WeightedSource,
+)
 from paretron.recipe.training import Correct, Distill, Pretrain, Training
 
 __all__ = [
@@ -29,6 +35,8 @@ __all__ = [
     "TextSource",
     "TokenisedSource",
     "Training",
+    "TrainingText",
+    "WeightedSource",
     "load_recipe",
     "resolve_recipe",
 ]

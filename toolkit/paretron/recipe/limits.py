@@ -21,13 +21,21 @@ def batch_problems(profile: Profile, *, engine: str, largest_batch: int | None) 
     ]
 
 
-def loss_problems(loss: Loss, *, vocab: int, teacher_layers: int, layers: int) -> list[Problem]:
-    """A `top_k` that leaves no token over, and `states` of layers that teacher or student lack."""
+def loss_problems(
+    loss: Loss, *, vocab: int, teacher_layers: int, layers: int, apart: bool
+) -> list[Problem]:
+    """A `top_k` that leaves no token over, and `states` of layers that teacher or student lack.
+
+    With documents `apart`, also relations between the positions of a whole window.
+    """
     problems = []
     if loss.top_k is not None and loss.top_k >= vocab:
         cause = f"{loss.top_k} of a vocabulary of {vocab} tokens"
         problems.append(_value("top_k", cause, f"at most {vocab - 1}, or leave it out"))
     states = loss.states or States()
+    if apart and states.attention:
+        cause = "they relate every position of a window to every other, of all its documents"
+        problems.append(_value("states.attention", cause, "data.train.documents: joined"))
     for kind in ("output", "mlp_input", "attention"):
         for teacher, student in getattr(states, kind):
             if teacher >= teacher_layers or student >= layers:
@@ -35,6 +43,16 @@ def loss_problems(loss: Loss, *, vocab: int, teacher_layers: int, layers: int) -
                 fix = f"at most [{teacher_layers - 1}, {layers - 1}]: layers count from 0"
                 problems.append(_value(f"states.{kind}", cause, fix))
     return problems
+
+
+def peft_missing() -> Problem:
+    """What is said where adapters are asked for and the library that makes them is absent."""
+    return Problem(
+        Code.OPTIONAL_MISSING,
+        "LoRA adapters need peft, which is not installed",
+        where="correct.what",
+        fix='pip install "paretron[lora]"',
+    )
 
 
 def _value(key: str, cause: str, fix: str) -> Problem:

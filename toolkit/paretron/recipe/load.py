@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from paretron.errors import Code, ParetronError, Problem, raise_all, redacted
 from paretron.recipe.models import Recipe
 from paretron.recipe.students import Student
-from paretron.recipe.texts import TextSource
+from paretron.recipe.texts import TextSource, TokenisedSource
 from paretron.recipe.yamlfile import parse_scalar, read_yaml
 
 
@@ -148,6 +148,8 @@ def _with_paths(recipe: Recipe, base: Path) -> Recipe:
         return str((base / os.path.expanduser(text)).absolute())
 
     def near_text(source: TextSource) -> TextSource:
+        if isinstance(source, TokenisedSource) and source.sources:
+            return source.model_copy(update={"sources": tuple(map(near_text, source.sources))})
         return source.model_copy(update={"path": near(source.path)}) if source.path else source
 
     data = recipe.data.model_copy(update={name: near_text(source) for name, source in recipe.data})

@@ -93,3 +93,20 @@ class Recipe(Section):
         if "teacher" in self.students:
             raise ValueError("a student cannot be named teacher")
         return self
+
+    @model_validator(mode="after")
+    def _one_axis_alone_is_ranked_once(self) -> Recipe:
+        if self.compensate.by_axis and self.score.rounds > 1:
+            raise ValueError("compensate.by_axis goes by one scoring: score.rounds must be 1")
+        return self
+
+    @model_validator(mode="after")
+    def _a_search_ranks_by_cutting_once(self) -> Recipe:
+        searched = [name for name, student in self.students.items() if student.search]
+        if not searched:
+            return self
+        if self.score.rounds > 1:
+            raise ValueError(f"students.{searched[0]} is searched for: score.rounds must be 1")
+        if self.prune.layers == "merge":
+            raise ValueError(f"students.{searched[0]} is searched for: prune.layers must be drop")
+        return self

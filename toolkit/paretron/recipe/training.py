@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from paretron.recipe.base import NUMBER as _NUMBER
-from paretron.recipe.base import Count, Positive, Rate, Section, Share, Tokens
-from paretron.recipe.texts import TokenisedSource
+from paretron.recipe.base import Count, Positive, Rate, Section, SeqLen, Share, Tokens
+from paretron.recipe.texts import TrainingText
 
 
 def _plain_data(value: dict[str, Any]) -> dict[str, Any]:
@@ -27,6 +27,8 @@ class Training(Section):
     """One training run: AdamW, linear warm-up, cosine decay to a floor.
 
     `global_batch` counts windows a step over all ranks; `micro_batch` those of one forward pass.
+    `activation_checkpointing` saves memory for a third more work. Of several processes, one that
+    does not move for `stall_timeout_s` seconds ends the training.
     """
 
     tokens: Tokens
@@ -42,6 +44,8 @@ class Training(Section):
     checkpoint_every: Positive = 500
     eval_every: Positive = 100
     processes: Positive = 1
+    activation_checkpointing: bool = False
+    stall_timeout_s: Positive = 1800
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Training:
@@ -66,16 +70,36 @@ class Pretrain(Training):
 
     config: Annotated[dict[str, Any], AfterValidator(_plain_data)]
     tokenizer: Tokenizer
-    data: TokenisedSource
+    data: TrainingText
+
+
+class Lora(Section):
+    """Adapters beside the matrices of every layer: W + alpha / rank * B A."""
+
+    rank: Positive = 16
+    alpha: Positive = 32
 
 
 class Correct(Training):
-    """Teacher correction: the unpruned teacher sees the distillation text first (paper 2)."""
+    """Teacher correction: the unpruned teacher sees the distillation text first (paper 2).
+
+    `what` trains all weights, those of norms alone, or `lora` adapters, which are merged into the
+    matrices at the end: with the latter two, optimiser and checkpoints are small, and a larger lr
+    is usual.
+    """
 
     mode: Literal["serial"] = "serial"
+    what: Literal["all", "norms", "lora"] = "all"
+    lora: Lora | None = None
     lr: Rate = 2e-5
     min_lr: Share = 2e-6
     warmup_steps: Count = 120
+
+    @model_validator(mode="after")
+    def _lora_is_asked_for(self) -> Correct:
+        if self.lora is not None and self.what != "lora":
+            raise ValueError(f"lora goes with what: lora, not with what: {self.what}")
+        return self
 
 
 LayerPair = tuple[Count, Count]  # a teacher's layer and the student's that imitates it
@@ -100,11 +124,14 @@ class Loss(Section):
     """What the student learns from: forward KL(teacher || student) over the whole vocabulary.
 
     `top_k` compares the teacher's k likeliest tokens and the rest as one; `labels` weighs the loss
-    on the text's own tokens, which is added. `states` left out: the embedding and the output of the
-    third layer from the end are imitated when half of the layers or more go; {} for none.
+    on the text's own tokens, which is added; `logits: none` with `labels: 1.0` learns from
+    them alone, as conventional retraining does. `states` left out: the embedding and the output of
+    the third layer from the end are imitated when half of the layers or more go; {} for none.
     """
 
-    logits: Literal["forward_kl", "reverse_kl", "jsd", "mse", "cosine", "wsl_kd"] = "forward_kl"
+    logits: Literal["forward_kl", "reverse_kl", "jsd", "mse", "cosine", "wsl_kd", "none"] = (
+        "forward_kl"
+    )
     temperature: Annotated[float, _NUMBER, Field(gt=0, le=100)] = 1.0
     top_k: Positive | None = None
     labels: Annotated[float, _NUMBER, Field(ge=0, le=1000)] = 0.0
@@ -116,8 +143,99 @@ class Loss(Section):
             raise ValueError(f"top_k goes with forward_kl, not with {self.logits}")
         return self
 
+    @model_validator(mode="after")
+    def _none_is_labels_alone(self) -> Loss:
+        stated = self.labels, self.temperature, self.states or States()
+        if self.logits == "none" and stated != (1.0, 1.0, States()):
+            raise ValueError(
+                "logits: none learns from the labels alone: it goes with labels: 1.0, and with no "
+                "temperature and no states"
+            )
+        return self
+
+
+class Phase(Section):
+    """Part of a distillation, with windows of its own length.
+
+    What is left out is as in `distill`, but for `lr`: a phase that states one begins a cosine there
+    (to `min_lr`, without a warm-up), and one that does not goes on along the curve before it.
+    """
+
+    seq_len: SeqLen
+    tokens: Tokens
+    global_batch: Positive | None = None
+    micro_batch: Positive | None = None
+    lr: Rate | None = None
+    min_lr: Share | None = None
+
 
 class Distill(Training):
-    """Training of every student against the teacher's logits."""
+    """Training of every student against the teacher's logits.
+
+    `phases` come one after the other, as 8k windows and then 32k ones, in place of `tokens` and of
+    the text's seq_len. What one phase has read is not read by the next before all has been read.
+    `teacher` says where its layers are: "replicated" on every device, "sharded" over all of them,
+    or "offloaded" to host memory, from where each comes to the device for its turn.
+    `offline` asks the teacher once about the whole text, for all students, and keeps what it says
+    on disk: "top_k", the `loss.top_k` likeliest tokens (about 200 bytes a token of text at 64), or
+    "hidden", its last hidden states (the exact loss, of any kind). No intermediate states then.
+    """
 
     loss: Loss = Loss()
+    offline: Literal["top_k", "hidden"] | None = None
+    teacher: Literal["replicated", "sharded", "offloaded"] = "replicated"
+    phases: tuple[Phase, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tokens_of_phases(cls, value: Any) -> Any:
+        phases = value.get("phases") if isinstance(value, dict) else None
+        if not phases or "tokens" in value or not isinstance(phases, list | tuple):
+            return value
+        try:
+            stated = (p.model_dump() if isinstance(p, Phase) else p for p in phases)
+            return value | {"tokens": sum(phase["tokens"] for phase in stated)}
+        except (TypeError, KeyError, IndexError):  # said of the phase itself
+            return value | {"tokens": 1}
+
+    @model_validator(mode="after")
+    def _offline_fits(self) -> Distill:
+        if self.offline is None:
+            return self
+        if self.loss.logits == "none":
+            raise ValueError("offline goes with a loss that asks the teacher, not logits: none")
+        if self.offline == "top_k" and self.loss.top_k is None:
+            raise ValueError(
+                "offline: top_k goes with logits: forward_kl and a top_k in loss, as 64; any other "
+                "loss with offline: hidden"
+            )
+        if (self.loss.states or States()) != States():
+            raise ValueError("offline goes without loss.states: they are not captured")
+        if len({phase.seq_len for phase in self.phases}) > 1:
+            raise ValueError("offline goes with phases of one seq_len")
+        return self
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Distill:
+        if not self.phases:
+            return self
+        if self.tokens != (total := sum(phase.tokens for phase in self.phases)):
+            raise ValueError(f"tokens {self.tokens} are not the {total} of the phases")
+        longest = max(phase.seq_len for phase in self.phases)
+        for number, phase in enumerate(self.phases):
+            if longest % phase.seq_len:
+                raise ValueError(
+                    f"phases.{number}: seq_len {phase.seq_len} does not divide the longest, "
+                    f"{longest}"
+                )
+            batch = phase.global_batch or self.global_batch
+            at_once = (phase.micro_batch or self.micro_batch) * self.processes
+            if batch % at_once:
+                raise ValueError(
+                    f"phases.{number}: global_batch {batch} is not a multiple of micro_batch x "
+                    f"processes, {at_once}"
+                )
+            floor = self.min_lr if phase.min_lr is None else phase.min_lr
+            if phase.lr is not None and floor > phase.lr:
+                raise ValueError(f"phases.{number}: min_lr {floor} is above lr {phase.lr}")
+        return self

@@ -17,7 +17,8 @@ from paretron.plan.plan import make_plan
 from paretron.plan.shapes import student_sizes
 from paretron.plan.sources import find_teacher
 from paretron.plan.stages import TEACHER
-from paretron.recipe import Profile, Recipe, Search, Student, Training
+from paretron.recipe import Distill, Profile, Recipe, Search, Student, Training
+from paretron.recipe.training import Phase
 from paretron.run.events import Watcher
 from paretron.run.runner import run_plan
 from paretron.run.stages import STAGES
@@ -48,9 +49,12 @@ def check_recipe(
         if watcher is not None:
             for notice in real.notices:
                 watcher(TEACHER, "notice", {"message": notice})
-        twin = twin_recipe(recipe, folder=folder, offline=offline)
+        twin = twin_recipe(real.recipe, folder=folder, offline=offline)
         plan = make_plan(twin, out=folder, offline=offline)
-        run_plan(plan, folder, stages=STAGES, overwrite=True, stamp=STAMP, watcher=watcher)
+        run_plan(
+            plan, folder, stages=STAGES, offline=offline, overwrite=True, stamp=STAMP,
+            watcher=watcher,
+        )  # fmt: skip
         return tuple(stage.name for stage in plan.stages)
 
 
@@ -182,12 +186,21 @@ def _short(training: T) -> T:
     micro, processes = min(2, training.micro_batch), min(2, training.processes)
     accumulates = training.global_batch > training.micro_batch * training.processes
     batch = micro * processes * (2 if accumulates else 1)
+    tokens = STEPS * batch * SEQ_LEN
+    phases = {}
+    if isinstance(training, Distill) and training.phases:
+        # As many of them, the last one in longer windows.
+        count = len(training.phases)
+        lengths = [SEQ_LEN] * (count - 1) + [2 * SEQ_LEN]
+        tokens = STEPS * batch * sum(lengths)
+        phases = {"phases": tuple(Phase(seq_len=n, tokens=STEPS * batch * n) for n in lengths)}
     return training.model_copy(
-        update={
+        update=phases
+        | {
             "micro_batch": micro,
             "processes": processes,
             "global_batch": batch,
-            "tokens": STEPS * batch * SEQ_LEN,
+            "tokens": tokens,
             "warmup_steps": 1,
             "checkpoint_every": 2,
             "eval_every": 2,

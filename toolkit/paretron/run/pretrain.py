@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ def _train(context: Context, pretrain: Pretrain, *, out: Path) -> None:
             tokenizer = state / "tokenizer"
             shutil.rmtree(state, ignore_errors=True)
             tokenizer.mkdir(parents=True)
-            train_tokenizer(read_documents(pretrain.data), pretrain.tokenizer.vocab_size, tokenizer)
+            parts = (read_documents(p, offline=context.offline) for p in pretrain.data.parts)
+            documents = chain.from_iterable(parts)
+            train_tokenizer(documents, pretrain.tokenizer.vocab_size, tokenizer)
             config = pretrain.config | {"vocab_size": pretrain.tokenizer.vocab_size}
             write_random_model(config, start, companions=tokenizer, dtype="F32", seed=seed)
         tokens = state / "tokens"
@@ -64,6 +67,7 @@ def _train(context: Context, pretrain: Pretrain, *, out: Path) -> None:
                     folder / "train",
                     tokenizer=start,
                     max_tokens=pretrain.data.tokens,
+                    offline=context.offline,
                 )
         train(
             start,
@@ -78,6 +82,7 @@ def _train(context: Context, pretrain: Pretrain, *, out: Path) -> None:
             state=state / "training",
             provenance=context.provenance,
             overwrite=False,
+            apart=pretrain.data.documents == "apart",
             on_event=context.on_event,
         )
         shutil.rmtree(state, ignore_errors=True)

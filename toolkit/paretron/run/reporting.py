@@ -11,6 +11,7 @@ from typing import Any
 from paretron.artifacts.manifest import MANIFEST, Provenance, read_manifest, versions
 from paretron.artifacts.reader import Checkpoint
 from paretron.artifacts.staging import staged
+from paretron.compensate.figures import FIGURES, said
 from paretron.errors import Code, ParetronError, Problem
 from paretron.plan.cost import model_facts
 from paretron.recipe import Recipe
@@ -77,7 +78,7 @@ def _content(context: Context) -> dict[str, Any]:
         "engines": profile.get("engines", {}),
         "method": profile.get("method", {}),
         "incomplete": profile.get("incomplete"),
-        "captions": [*_captions(recipe), *_unverified(context)],
+        "captions": [*_captions(recipe), *_compensation(context), *_unverified(context)],
     }
 
 
@@ -148,7 +149,8 @@ def _curves(context: Context) -> Iterator[dict[str, Any]]:
         metrics = _json(folder / METRICS)
         stage = "correct" if role == "curve.correct" else "distill"
         model = TEACHER if stage == "correct" else role.removeprefix("curve.")
-        for split, metric in (("train", _METRIC[metrics["objective"]]), ("validation", "loss")):
+        learned = _METRIC.get(metrics["objective"], metrics["objective"])
+        for split, metric in (("train", learned), ("validation", "loss")):
             points = metrics[split]
             yield {
                 "model": model,
@@ -167,6 +169,14 @@ def _captions(recipe: Recipe) -> list[str]:
     if recipe.correct is not None:
         trained += f", the teacher corrected on {recipe.correct.tokens:,} tokens before"
     return [*said, trained + "."]
+
+
+def _compensation(context: Context) -> Iterator[str]:
+    """What compensating each student did before any training."""
+    for role, folder in context.folders.items():
+        if role.startswith("pruned.") and (folder / FIGURES).is_file():
+            figures = _json(folder / FIGURES)
+            yield f"{role.removeprefix('pruned.')}: {'; '.join(said(figures))}."
 
 
 def _unverified(context: Context) -> list[str]:

@@ -33,6 +33,7 @@ class Context:
     state: Path
     provenance: Provenance
     overwrite: bool
+    offline: bool
     on_event: OnEvent
     places: Mapping[str, Path]  # every earlier stage -> its artifact
 
@@ -83,7 +84,7 @@ def run_plan(
             if stage.name == TEACHER and plan.recipe.teacher.model is not None:
                 places[stage.name] = _given_teacher(plan, events, offline=offline)
                 continue
-            _run_stage(plan, stage, places, workspace, events, stages, overwrite, stamp)
+            _run_stage(plan, stage, places, workspace, events, stages, overwrite, offline, stamp)
             places[stage.name] = workspace.artifact(stage.name)
     return workspace.artifact(REPORT)
 
@@ -96,6 +97,7 @@ def _run_stage(
     events: EventLog,
     stages: Mapping[str, StageFunction],
     overwrite: bool,
+    offline: bool,
     stamp: str | None,
 ) -> None:
     folders = {role: places[name] for role, name in stage.inputs.items()}
@@ -125,6 +127,7 @@ def _run_stage(
             unverified=tuple(role for role, known in found.items() if not known.verified),
         ),
         overwrite=replace,
+        offline=offline,
         on_event=events.of(stage.name),
         places=places,
     )

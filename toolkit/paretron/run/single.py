@@ -11,11 +11,13 @@ from pydantic import BaseModel
 
 from paretron.artifacts.manifest import Provenance
 from paretron.artifacts.staging import refuse_existing, refuse_overlap
+from paretron.plan.stages import captured_seq_len
 from paretron.recipe import Recipe, TokenisedSource, Training
 from paretron.run.events import OnEvent
 from paretron.run.memory import input_identity
 from paretron.run.signals import interruptible
 from paretron.run.texts import build_store
+from paretron.workers.launch import process_rank
 
 
 def provenance_of(
@@ -43,8 +45,49 @@ def text_store(
     """A recipe's text as tokens, in a temporary folder; `at_most` where it states no bound."""
     with tempfile.TemporaryDirectory(prefix="paretron-") as folder:
         store = Path(folder) / "tokens"
-        build_store(source, store, tokenizer=tokenizer, max_tokens=source.tokens or at_most)
+        limit = source.tokens or at_most
+        build_store(source, store, tokenizer=tokenizer, max_tokens=limit, offline=False)
         yield store
+
+
+def is_captured(folder: Path) -> bool:
+    """Whether a folder holds what a teacher said, not a teacher."""
+    from paretron.distill.capture.cache import is_capture
+
+    return is_capture(folder)
+
+
+def capture_alone(
+    teacher: Path, recipe: Recipe, *, out: Path, overwrite: bool, on_event: OnEvent
+) -> None:
+    """Keep what a teacher says of a recipe's text; its state lies beside `out` until it is done."""
+    import shutil
+
+    from paretron.distill.capture.stage import capture
+
+    refuse_overlap(out, teacher)
+    refuse_existing(out, overwrite=overwrite)
+    text, settings = recipe.data.train, recipe.distill
+    state = out.parent / f".{out.name}.state"
+    with (
+        interruptible(),
+        text_store(text, tokenizer=teacher, at_most=settings.tokens) as tokens,
+    ):
+        capture(
+            teacher,
+            tokens,
+            kind=settings.offline or "top_k",
+            settings=settings,
+            seq_len=captured_seq_len(recipe),
+            apart=text.documents == "apart",
+            out=out,
+            state=state,
+            provenance=provenance_of("capture", {"teacher": teacher}, {"distill": settings}),
+            overwrite=overwrite,
+            on_event=on_event,
+        )
+    if process_rank() == 0:
+        shutil.rmtree(state, ignore_errors=True)
 
 
 def train_alone(
@@ -87,6 +130,7 @@ def train_alone(
             state=state,
             provenance=provenance_of(kind, parents, {kind: settings}, seed=recipe.seed),
             overwrite=overwrite,
+            apart=texts.train.documents == "apart",
             on_event=on_event,
         )
     shutil.rmtree(state, ignore_errors=True)

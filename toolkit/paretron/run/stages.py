@@ -9,6 +9,7 @@ from typing import Any
 from paretron.artifacts.staging import staged
 from paretron.families import sizes
 from paretron.plan.shapes import student_sizes
+from paretron.plan.stages import captured_seq_len
 from paretron.plugins import EXPORTERS, find_plugin
 from paretron.recipe import Correct, Distill
 from paretron.run.runner import Context, StageFunction
@@ -33,6 +34,7 @@ def data(context: Context) -> None:
                 folder / name,
                 tokenizer=context.folders["tokenizer"],
                 max_tokens=context.stage.settings["tokens"][name],
+                offline=context.offline,
             )
 
 
@@ -62,6 +64,29 @@ def _train(context: Context, section: Correct | Distill, *, teacher: Path | None
         validation_tokens=context.folders["data"] / "validation",
         validation_seq_len=texts.validation.seq_len,
         seed=context.recipe.seed,
+        out=context.out,
+        state=context.state,
+        provenance=context.provenance,
+        overwrite=context.overwrite,
+        apart=texts.train.documents == "apart",
+        on_event=context.on_event,
+    )
+
+
+def capture(context: Context) -> None:
+    """What the teacher says of the whole training text, for all students."""
+    from paretron.distill.capture.stage import capture as capture_teacher
+
+    section = context.recipe.distill
+    if section.offline is None:
+        raise ValueError("a capture stage without distill.offline")
+    capture_teacher(
+        context.folders["teacher"],
+        context.folders["data"] / "train",
+        kind=section.offline,
+        settings=section,
+        seq_len=captured_seq_len(context.recipe),
+        apart=context.recipe.data.train.documents == "apart",
         out=context.out,
         state=context.state,
         provenance=context.provenance,
@@ -147,11 +172,14 @@ def search(context: Context) -> None:
             tokens=context.folders["data"] / "validation",
             seq_len=text.seq_len,
             seed=context.recipe.seed,
+            calibration=context.folders["data"] / "calibration",
+            calibration_settings=context.recipe.data.calibration,
         ),
         context.folders["shapes"],
         search=search_of(context),
         prune=context.recipe.prune,
         score=context.recipe.score,
+        compensate=context.recipe.compensate,
         trained_loss=lambda found: trained_losses(context, found),
         state=context.state,
         out=context.out,
@@ -212,6 +240,7 @@ STAGES: Mapping[str, StageFunction] = {
     "teacher": teacher,
     "data": data,
     "correct": correct,
+    "capture": capture,
     "score": score,
     "shapes": shapes,
     "search": search,

@@ -80,6 +80,7 @@ class Story:
     problems: list[Problem] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)  # what the others said of a dead one
+    ranks: dict[Problem, set[int]] = field(default_factory=dict)  # who reported a problem
 
     def hear(self, message: Mapping[str, Any]) -> None:
         """Take in one message that is no event."""
@@ -89,6 +90,7 @@ class Story:
             problem = problem_from(message["problem"])
             if problem not in self.problems:  # every rank may report the same one
                 self.problems.append(problem)
+            self.ranks.setdefault(problem, set()).add(int(message["rank"]))
         else:
             said = self.lost if message["peer_lost"] else self.failures
             said.append(f"on rank {message['rank']}:\n{message['failure']}")
@@ -121,12 +123,19 @@ def _watch(
 def error_of(story: Story, returncode: int, log: str, died: Problem) -> Exception:
     """What to raise when torchrun ended with an error."""
     if story.problems:
-        return ParetronError(*story.problems)
+        return ParetronError(*[_told_of(p, story.ranks.get(p, {0})) for p in story.problems])
     killed = [line.strip() for line in log.splitlines() if "Signal" in line]
     if story.failures or not killed:
         ended = f"torchrun ended with {returncode}\n{log[-_LOG_TAIL_CHARS:]}"
         return RuntimeError([*story.failures, *story.lost, ended][0])
     return ParetronError(dataclasses.replace(died, cause=f"{died.cause}: {killed[0][:200]}"))
+
+
+def _told_of(problem: Problem, ranks: set[int]) -> Problem:
+    """A problem with the rank that met it, unless the leading one did, who speaks for all."""
+    if 0 in ranks:
+        return problem
+    return dataclasses.replace(problem, cause=f"on rank {min(ranks)}: {problem.cause}")
 
 
 def _command(worker: str, processes: int, folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Two real gloo processes against one, and what happens when they are stopped or killed."""
+"""Group D: two real gloo processes against one, and what happens when one fails them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from safetensors.torch import load_file
 
 from makers import PicoMaker
 from paretron.artifacts.manifest import verify
+from paretron.data.store import TokenStore
+from paretron.distill.schedule import Place, Schedule
 from paretron.distill.stage import train
 from paretron.errors import Code, ParetronError
 
 Arguments = Callable[..., dict[str, Any]]
-SCRIPT = Path(__file__).with_name("two_ranks.py")
+SCRIPT = Path(__file__).parents[1] / "distill" / "two_ranks.py"
 
 
 def two_ranks() -> ModuleType:
@@ -41,7 +44,7 @@ def close(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-7)
 
 
-def test_two_processes_equal_one_with_unequal_valid_tokens(
+def test_d13_two_processes_equal_one_with_unequal_valid_tokens(
     pico: PicoMaker, tokens: Path, tmp_path: Path
 ) -> None:
     pico("llama", name="student", seed=1, hidden_size=48, num_hidden_layers=2)
@@ -79,7 +82,7 @@ def workers() -> list[psutil.Process]:
     return [p for p in below if "-m paretron.distill.worker" in " ".join(p.cmdline())]
 
 
-def test_stopped_killed_and_resumed_two_processes_end_where_undisturbed_ones_do(
+def test_d1_d5_d6_d7_stopped_killed_and_resumed_they_end_where_undisturbed_ones_do(
     arguments: Arguments,
 ) -> None:
     heard: list[str] = []
@@ -112,7 +115,7 @@ def test_stopped_killed_and_resumed_two_processes_end_where_undisturbed_ones_do(
     (saved,) = parts["state"].glob("step-*")
     verify(saved)
 
-    # Two processes' state goes on with one: the same numbers but for the order of additions.
+    # D6: two processes' state goes on with one: the same numbers but for the order of additions.
     other = parts["settings"].model_copy(update={"processes": 1})
     shutil.copytree(parts["state"], parts["state"].with_name("one-state"))
     train(
@@ -136,10 +139,53 @@ def test_stopped_killed_and_resumed_two_processes_end_where_undisturbed_ones_do(
     assert "signal" in caught.value.problems[0].cause.lower()
     assert not workers()
     assert not parts["out"].exists()
-    verify(parts["state"] / "step-000020")
+    newest = max(parts["state"].glob("step-*"))
+    assert newest.name >= "step-000010"  # that of step 20 may have been on its way
+    verify(newest)
 
     train(**parts)
     resumed = json.loads((parts["out"] / "metrics.json").read_text())
     assert resumed == alone
     assert verify(parts["out"])["files"] == verify(given["out"])["files"]
     assert not workers()
+
+
+def test_d2_what_one_process_meets_is_told_once_with_its_rank(arguments: Arguments) -> None:
+    given = arguments(steps=40, processes=2, micro_batch=2)
+    schedule = Schedule.of(given["settings"], seq_len=given["seq_len"])
+    store = TokenStore.open(given["train_tokens"])
+    blocks = store.windows(schedule.block_len)
+    window = schedule.window_ids(Place(), num_blocks=blocks, seed=given["seed"])[-1]
+    shard = given["train_tokens"] / "tokens-00000.bin"
+    ids = np.fromfile(shard, dtype="<u2")
+    ids[window * given["seq_len"]] = 60_000
+    ids.tofile(shard)
+    with pytest.raises(ParetronError) as caught:
+        train(**given)
+    assert caught.value.exit_code == 3
+    (problem,) = caught.value.problems
+    assert problem.cause.startswith("on rank 1: the text holds token 60000")
+    assert not workers()
+
+
+def test_d18_a_process_that_stalls_ends_all_with_the_stack_of_each(arguments: Arguments) -> None:
+    given = arguments(steps=4000, processes=2, micro_batch=2, stall_timeout_s=4)
+    stopped: list[int] = []
+
+    def stall_one(kind: str, fields: Mapping[str, object]) -> None:
+        if kind == "step" and fields["step"] == 3:
+            (victim,) = [p for p in workers() if p.environ().get("RANK") == "1"]
+            victim.suspend()
+            stopped.append(victim.pid)
+
+    with pytest.raises(ParetronError) as caught:
+        train(**given | {"on_event": stall_one})
+    (problem,) = caught.value.problems
+    assert problem.code is Code.DEVICE
+    assert stopped
+    assert not workers()
+    assert "did not move for 4 seconds" in problem.cause
+    # The one that was stopped from outside cannot speak; the one that waited for it does.
+    stacks = (given["state"] / "stalled-rank-0.txt").read_text()
+    assert "loop.py" in stacks
+    assert "train_step" in stacks

@@ -1,0 +1,120 @@
+"""Trainings of several phases, and of batches that change, with real processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paretron.data.order import window_id
+from paretron.data.store import TokenStore
+from paretron.distill.batches import Batch, Windows
+from paretron.distill.stage import train
+from paretron.errors import ParetronError
+from paretron.recipe import Distill
+from trainingprocess import content, elsewhere, end_of, signal_at
+
+Arguments = Callable[..., dict[str, Any]]
+PHASES = [
+    {"seq_len": 16, "tokens": 5 * 8 * 16},
+    {"seq_len": 64, "tokens": 5 * 4 * 64, "global_batch": 4, "micro_batch": 1, "lr": 1e-3},
+]
+
+
+def phased(given: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    settings = given["settings"].model_dump(exclude={"tokens", "phases"})
+    stated = settings | {"phases": PHASES} | changes
+    return given | {"settings": Distill.model_validate(stated)}
+
+
+def steps(out: Path) -> list[dict[str, float]]:
+    found: list[dict[str, float]] = json.loads((out / "metrics.json").read_text())["train"]
+    return found
+
+
+def stop_after(step: int) -> Callable[[str, Mapping[str, Any]], None]:
+    def on_event(kind: str, fields: Mapping[str, Any]) -> None:
+        if kind == "step" and fields["step"] == step:
+            raise KeyboardInterrupt
+
+    return on_event
+
+
+def test_a_kill_on_either_side_of_a_phase_changes_nothing(
+    arguments: Arguments, tmp_path: Path
+) -> None:
+    given = phased(arguments(steps=1, checkpoint_every=1, eval_every=4, validate=True))
+    assert end_of(given, tmp_path)[0] == 0
+    made = steps(given["out"])
+    assert [step["phase"] for step in made] == [0] * 5 + [1] * 5
+    assert [step["tokens"] for step in made] == [
+        *range(128, 641, 128), *range(640 + 256, 640 + 1281, 256),
+    ]  # fmt: skip
+    assert made[5]["lr"] == 1e-3
+    for last in (3, 7):
+        killed = elsewhere(given, f"killed-{last}")
+
+        def reached(message: dict[str, Any], last: int = last) -> bool:
+            return message.get("event") == "step" and message["fields"]["step"] == last
+
+        assert signal_at(killed, tmp_path, reached, signal.SIGKILL)[0] == -signal.SIGKILL
+        assert not killed["out"].exists()
+        code, said = end_of(killed, tmp_path)
+        assert code == 0
+        assert "resumed after step" in str(said)
+        assert content(killed["out"]) == content(given["out"])
+
+
+def test_a_training_goes_on_with_another_batch_and_reads_on(
+    arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = arguments(steps=8, checkpoint_every=1, on_event=stop_after(3))
+    with pytest.raises(KeyboardInterrupt):
+        train(**given)
+    notes: list[str] = []
+    read: list[int] = []
+    plain = Windows.batch
+
+    def watch(kind: str, fields: Mapping[str, Any]) -> None:
+        if kind == "note":
+            notes.append(fields["message"])
+
+    def spied(self: Windows, window_ids: Sequence[int]) -> Batch:
+        if len(window_ids) == 16:  # a step's; preflight looks at fewer
+            read.extend(window_ids)
+        return plain(self, window_ids)
+
+    monkeypatch.setattr(Windows, "batch", spied)
+    larger = given["settings"].model_copy(update={"global_batch": 16, "micro_batch": 2})
+    train(**given | {"settings": larger, "on_event": watch})
+    points: list[dict[str, Any]] = [{"tokens": 0}, *steps(given["out"])]
+    sizes = [b["tokens"] - a["tokens"] for a, b in pairwise(points)]
+    resumed = sizes.index(512)
+    assert sizes == [256] * resumed + [512] * ((8 - resumed) // 2)
+    assert f"from step {resumed + 1} on 512 tokens a step, 256 before" in notes
+    windows = TokenStore.open(given["train_tokens"]).windows(32)
+    unread = range(8 * resumed, 8 * resumed + 16 * ((8 - resumed) // 2))
+    assert read == [window_id(k, num_windows=windows, seed=7) for k in unread]
+
+
+def test_another_length_of_window_is_refused(arguments: Arguments) -> None:
+    given = arguments(steps=4, checkpoint_every=1, on_event=stop_after(2))
+    with pytest.raises(KeyboardInterrupt):
+        train(**given)
+    with pytest.raises(ParetronError, match="seq_len was 32"):
+        train(**given | {"seq_len": 16})
+
+
+def test_documents_apart_train_and_are_known_by_their_checkpoints(arguments: Arguments) -> None:
+    given = arguments(steps=3)
+    train(**given)
+    apart = elsewhere(given, "apart") | {"apart": True}
+    train(**apart)
+    assert [s["loss"] for s in steps(given["out"])] != [s["loss"] for s in steps(apart["out"])]
+    with pytest.raises(ParetronError, match="apart was False"):
+        train(**given | {"apart": True, "out": given["out"].with_name("third")})

@@ -1,0 +1,90 @@
+"""Trackers: asked for by name, shown figures alone, absent ones told before any work."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paretron.errors import Code, ParetronError
+from paretron.run.tensorboard import TensorBoard
+from paretron.run.tracking import Tracked
+from paretron.run.wandb import Wandb
+from picorun import paretron, write_pico_recipe
+
+EVENTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("started", {}),
+    ("step", {"step": 1, "tokens": 64, "loss": 2.5, "mfu": None, "memory_gb": 1.5}),
+    ("eval", {"step": 1, "tokens": 64, "loss": 2.25}),
+    ("note", {"message": "hf_secret"}),
+)
+
+
+def test_a_tracker_that_is_absent_is_told_before_any_work(tmp_path: Path) -> None:
+    if importlib.util.find_spec("wandb"):
+        pytest.skip("wandb is installed here")
+    recipe = write_pico_recipe(tmp_path)
+    done = paretron("run", recipe, "--out", tmp_path / "run", "--offline", "--wandb", "pico")
+    assert done.returncode == 6
+    assert "wandb is not installed" in done.stderr
+    assert 'pip install "paretron[wandb]"' in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_wandb_gets_figures_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the real call signatures: the run that `init` gives logs and finishes."""
+    calls: list[tuple[str, Any]] = []
+
+    class Run:
+        def define_metric(self, name: str, step_metric: str) -> None:
+            calls.append(("axis", (name, step_metric)))
+
+        def log(self, data: dict[str, float]) -> None:
+            calls.append(("log", data))
+
+        def finish(self) -> None:
+            calls.append(("finish", None))
+
+    def init(project: str, settings: dict[str, Any]) -> Run:
+        calls.append(("init", (project, settings)))
+        return Run()
+
+    fake = types.ModuleType("wandb")
+    monkeypatch.setattr(fake, "init", init, raising=False)
+    monkeypatch.setattr(fake, "Settings", dict, raising=False)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    passed: list[str] = []
+    with Tracked(Wandb("pico"), then=lambda stage, kind, fields: passed.append(kind)) as watcher:
+        for kind, fields in EVENTS:
+            watcher("distill", kind, fields)
+    assert passed == [kind for kind, _ in EVENTS]
+    assert [name for name, _ in calls] == ["init", "axis", "log", "log", "finish"]
+    assert calls[2][1] == {
+        "distill/step/loss": 2.5, "distill/step/memory_gb": 1.5, "tokens": 64,
+    }  # fmt: skip
+    settings = calls[0][1][1]
+    assert settings["disable_git"]
+    assert settings["x_disable_meta"]
+    assert "hf_secret" not in json.dumps([str(call) for call in calls])
+
+
+def test_wandb_absent_is_exit_6(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ParetronError) as caught:
+        Wandb("pico")
+    assert caught.value.problems[0].code is Code.OPTIONAL_MISSING
+
+
+def test_tensorboard_writes_event_files(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    with Tracked(TensorBoard(tmp_path), then=lambda stage, kind, fields: None) as watcher:
+        for kind, fields in EVENTS:
+            watcher("distill", kind, fields)
+    (file,) = tmp_path.glob("events.*")
+    assert b"distill/step/loss" in file.read_bytes()
