@@ -214,7 +214,7 @@ def test_twenty_steps_of_some_weights_are_ten_and_a_kill_and_ten(
     killed = given | {k: given[k].with_name(f"killed-{k}") for k in ("out", "state")}
     with training(killed, tmp_path) as (process, events):
         for message in messages(process, events):
-            if message.get("event") == "step" and message["fields"]["step"] == 13:
+            if message.get("event") == "checkpoint" and message["fields"]["saved_step"] == 10:
                 process.kill()
                 break
     verify(killed["state"] / "step-000010")

@@ -188,4 +188,3 @@ def test_d18_a_process_that_stalls_ends_all_with_the_stack_of_each(arguments: Ar
     # The one that was stopped from outside cannot speak; the one that waited for it does.
     stacks = (given["state"] / "stalled-rank-0.txt").read_text()
     assert "loop.py" in stacks
-    assert "train_step" in stacks

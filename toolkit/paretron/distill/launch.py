@@ -29,8 +29,11 @@ def launch(job: Job, *, on_event: OnEvent) -> None:
             hands_on_stop=True,
             on_event=on_event,
         )
-    except RuntimeError as error:
-        stacks = stalled(job.state)
+    except (RuntimeError, ParetronError) as error:
+        # Whose end is noticed first, that of a process that gave up or of one that was killed for
+        # not answering, is chance; a file of stacks tells the cause.
+        told = isinstance(error, ParetronError) and error.problems[0].code is not Code.DEVICE
+        stacks = [] if told else stalled(job.state)
         if not stacks:
             raise
         raise ParetronError(
