@@ -1,7 +1,7 @@
 #!/bin/bash
 # Distil one student on several nodes: sbatch slurm-distill.sh STUDENT TEACHER RECIPE OUT
 #
-# All four lie on a file system that every node sees; OUT's state beside it, too. The same command
+# Not yet tried on a cluster. All four lie on a file system that every node sees; OUT's state beside it, too. The same command
 # again continues from the newest complete checkpoint. The recipe's global_batch must be a multiple
 # of micro_batch x nodes x GPUs. Every process tokenises the text for itself, below $TMPDIR.
 #SBATCH --job-name=paretron-distill

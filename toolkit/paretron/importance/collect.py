@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from paretron.errors import Code, ParetronError, Problem
-from paretron.importance.executor import Batch, LayerStack
+from paretron.importance.executor import Batch, LayerStack, Prepared
 from paretron.importance.states import HiddenStates
 from paretron.importance.statistics import AxisStatistics, over_positions
 from paretron.importance.taps import Tap, find_taps, tapped
@@ -123,6 +123,17 @@ def observe(
     return Observed(tokens, sums.axes(), sums.distances)
 
 
+def enter(stack: LayerStack, batches: Sequence[Batch], states: HiddenStates) -> list[Prepared]:
+    """Embed every batch into slot 0 of `states`; what layers are called with besides."""
+    prepared = []
+    with stack.loaded("embeddings"):
+        for k, batch in enumerate(batches):
+            entering = stack.prepare(batch.ids_BT)
+            states[0, k] = entering.hidden_BTD
+            prepared.append(entering.without_hidden())
+    return prepared
+
+
 def _forward(
     stack: LayerStack,
     batches: Sequence[Batch],
@@ -133,12 +144,7 @@ def _forward(
     """Hidden states are kept as far back as the longest block reaches, in rotating slots."""
     longest = max(sums.block_sizes)
     slots = longest + 1
-    prepared = []
-    with stack.loaded("embeddings"):
-        for k, batch in enumerate(batches):
-            entering = stack.prepare(batch.ids_BT)
-            states[0, k] = entering.hidden_BTD
-            prepared.append(entering.without_hidden())
+    prepared = enter(stack, batches, states)
     for i in range(len(stack)):
         with stack.loaded(i):
             for k, batch in enumerate(batches):

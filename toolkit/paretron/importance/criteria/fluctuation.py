@@ -13,6 +13,7 @@ from paretron.artifacts.rows import row_blocks
 from paretron.errors import Code, ParetronError, Problem
 from paretron.families import Family, Tensor, sizes
 from paretron.families.experts import PER_TOKEN
+from paretron.importance.collect import enter
 from paretron.importance.criteria.material import Importance, Material
 from paretron.importance.executor import Batch, LayerStack
 from paretron.importance.taps import Tap, find_taps, tapped
@@ -151,13 +152,8 @@ class _Sums:
 
 def _forward(stack: LayerStack, batches: Sequence[Batch], sums: _Sums, material: Material) -> None:
     """Each layer takes all batches of a group; their hidden states wait under their number."""
-    prepared = []
     with material.states() as states:
-        with stack.loaded("embeddings"):
-            for k, batch in enumerate(batches):
-                entering = stack.prepare(batch.ids_BT)
-                states[0, k] = entering.hidden_BTD
-                prepared.append(entering.without_hidden())
+        prepared = enter(stack, batches, states)
         for i in range(len(stack)):
             with stack.loaded(i):
                 for k, batch in enumerate(batches):
