@@ -53,7 +53,7 @@ $(RUN_STAMP): | $(BIN)/python
 
 $(DEV_STAMP): $(RUN_STAMP)
 	@echo "Installing the tools for development into $(VENV)"
-	$(BIN)/python -m pip install $(PIP_QUIET) -c constraints.txt -e '.[onnx,gguf,eval,data,lora,tensorboard,dev]'
+	$(BIN)/python -m pip install $(PIP_QUIET) -c constraints.txt -e '.[onnx,gguf,quantize,triton,eval,data,lora,tensorboard,dev]'
 	@rm -rf paretron.egg-info
 	@rm -f $(VENV)/.dev-*
 	@touch $@
