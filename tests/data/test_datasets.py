@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from faults.fakehub import DATASET, FakeHub, serve
+from makers import PicoMaker
+from paretron.cli.main import _run
 from paretron.data import datasets
 from paretron.data.datasets import find_dataset
 from paretron.data.sources import read_documents
 from paretron.errors import Code, ParetronError, Problem
 from paretron.recipe import TextSource
+from picorun import RECIPE
 
 FIRST, SECOND = "1" * 40, "2" * 40
 CARD = """---
@@ -195,3 +199,30 @@ def test_without_a_card_names_say_it(
             find_dataset(source(**keys), offline=False)
     else:
         assert list(find_dataset(source(**keys), offline=False).names) == wanted
+
+
+@pytest.mark.parametrize("verb", ["score", "prune", "correct", "distill", "capture", "eval"])
+def test_a_verb_told_to_be_offline_asks_nobody(
+    verb: str, hub: FakeHub, pico: PicoMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = pico()
+    text = {"dataset": DATASET, "config": "plain", "tokens": 64, "seq_len": 16}
+    data = {"calibration": text | {"samples": 2}, "train": text, "validation": text}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        json.dumps(RECIPE | {"data": data, "export": [{"to": "hf"}], "profile": None})
+    )
+    other = {
+        "prune": ["--scores", tmp_path, "--ffn", "32"],
+        "distill": ["--teacher", model],
+        "capture": ["--teacher", model, "--capture"],
+    }.get(verb, [])
+    subject = [] if verb == "capture" else [model]
+    name = "distill" if verb == "capture" else verb
+    command = [name, *subject, *other, "--recipe", recipe, "--out", tmp_path / "out", "--offline"]
+    assert _run([str(word) for word in command]) == 3
+    assert DATASET in capsys.readouterr().err
+    assert hub.asked == []
+    if verb == "eval":  # told nothing, it does ask
+        _run([str(word) for word in command[:-1]])
+        assert hub.asked

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paretron.data.order import Stretch, window_id
+from paretron.data.order import Stretch, permutation, permuted, round_keys, window_id
 
 SEEDS = st.integers(0, 2**31 - 1)
 
@@ -25,6 +25,13 @@ def test_an_epoch_shows_every_window_once(size: int, seed: int, epoch: int) -> N
 @given(size=st.integers(2**40, 2**62), seed=SEEDS, sample=st.integers(0, 2**62))
 def test_a_corpus_of_any_size_needs_no_table(size: int, seed: int, sample: int) -> None:
     assert 0 <= window_id(sample, num_windows=size, seed=seed) < size
+
+
+@given(size=st.integers(1, 5000), share=st.floats(0, 1), seed=SEEDS)
+def test_all_at_once_is_one_by_one(size: int, share: float, seed: int) -> None:
+    keys, count = round_keys(seed, "x"), round(share * size)
+    one_by_one = [permuted(k, size=size, keys=keys) for k in range(count)]
+    assert permutation(count, size=size, keys=keys).tolist() == one_by_one
 
 
 @given(

@@ -21,7 +21,7 @@ EXPECTED = [TOKENIZER(text, add_special_tokens=False)["input_ids"] for text in D
 SEQUENCE = [token for ids in EXPECTED for token in [*ids, EOS]]
 
 
-def build(folder: Path, **options: int) -> TokenStore:
+def build(folder: Path, **options: Any) -> TokenStore:
     return build_token_store(iter(DOCUMENTS), TOKENIZER, folder, eos_token_id=EOS, **options)
 
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from paretron.errors import Code, ParetronError, Problem
 
 Piece = tuple[bool, bool, list[int]]  # begins a document, ends it, its tokens
 Encode = Callable[[Iterable[str]], Iterator[Piece]]
+
+
+@dataclass
+class Position:
+    """How far a text was read: documents in the pass under way, and tokens in all passes."""
+
+    documents: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -28,32 +37,39 @@ class Mixture:
     shares: tuple[Share, ...]
     max_tokens: int
 
-    def pieces(self, encode: Encode) -> Iterator[Piece]:
+    def pieces(
+        self, encode: Encode, positions: Sequence[Position] | None = None
+    ) -> Iterator[Piece]:
         """Documents whole, always of the text that has the most tokens to its share still to come.
 
         So wherever the mixture is cut, no text is ahead of its share by more than a document.
         Nothing is drawn: the order in which windows are seen goes by seed. INPUT_CORPUS when a text
-        without `repeat` runs out.
+        without `repeat` runs out. With `positions` reading goes on from them, and moves each before
+        the piece that it includes.
         """
-        tokens = [0] * len(self.shares)
+        positions = positions or [Position() for _ in self.shares]
         weights = [share.weight for share in self.shares]
 
         def behind(k: int) -> tuple[float, float]:
-            return sum(tokens) * weights[k] / sum(weights) - tokens[k], weights[k]
+            done = sum(position.tokens for position in positions)
+            return done * weights[k] / sum(weights) - positions[k].tokens, weights[k]
 
-        texts = [encode(share.documents()) for share in self.shares]
-        while sum(tokens) < self.max_tokens:
+        texts = [
+            read_from(share.documents(), encode, position)
+            for share, position in zip(self.shares, positions, strict=True)
+        ]
+        while sum(position.tokens for position in positions) < self.max_tokens:
             k = max(range(len(texts)), key=behind)
             ended = False
             while not ended:  # a long document comes in pieces
                 piece = next(texts[k], None)
                 if piece is None:
-                    if not (self.shares[k].repeat and tokens[k]):
-                        raise self._ran_out(k, tokens[k])
-                    texts[k] = encode(self.shares[k].documents())
+                    if not (self.shares[k].repeat and positions[k].tokens):
+                        raise self._ran_out(k, positions[k].tokens)
+                    positions[k].documents = 0
+                    texts[k] = read_from(self.shares[k].documents(), encode, positions[k])
                     continue
                 yield piece
-                tokens[k] += len(piece[2])
                 ended = piece[1]
 
     def _ran_out(self, k: int, tokens: int) -> ParetronError:
@@ -67,3 +83,11 @@ class Mixture:
                 fix=f"tokens: at most {int(tokens / share)}, a smaller weight, or repeat: true",
             )
         )
+
+
+def read_from(documents: Iterable[str], encode: Encode, position: Position) -> Iterator[Piece]:
+    """The pieces of a text after those documents that were read, which are not encoded again."""
+    for piece in encode(islice(documents, position.documents, None)):
+        position.documents += piece[1]
+        position.tokens += len(piece[2])
+        yield piece

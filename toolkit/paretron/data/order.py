@@ -7,6 +7,9 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
+
 _ROUNDS = 8
 _MASK = (1 << 64) - 1
 
@@ -36,7 +39,7 @@ class Stretch:
             shuffled = permuted(
                 sample - (begin - self.first) * self.per_block,
                 size=(end - begin) * self.per_block,
-                keys=_round_keys(seed, f"{epoch} {begin}"),
+                keys=round_keys(seed, f"{epoch} {begin}"),
             )
             place, part = divmod(shuffled, self.per_block)
             place += begin - self.first
@@ -47,7 +50,7 @@ class Stretch:
 def window_id(sample: int, *, num_windows: int, seed: int) -> int:
     """The window of sample number `sample`, which counts from 0 through all epochs."""
     epoch, position = divmod(sample, num_windows)
-    return permuted(position, size=num_windows, keys=_round_keys(seed, str(epoch)))
+    return permuted(position, size=num_windows, keys=round_keys(seed, str(epoch)))
 
 
 def permuted(position: int, *, size: int, keys: tuple[int, ...]) -> int:
@@ -71,8 +74,28 @@ def permuted(position: int, *, size: int, keys: tuple[int, ...]) -> int:
             return position
 
 
+def permutation(count: int, *, size: int, keys: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    """Where `permuted` sends the first `count` positions, all at once."""
+    columns = math.isqrt(size - 1) + 1
+    width, height = np.uint64(columns), np.uint64(-(-size // columns))
+    places = np.arange(count, dtype=np.uint64)
+    walking = np.ones(count, dtype=bool)
+    while walking.any():
+        left, right = np.divmod(places[walking], width)
+        for number, key in enumerate(keys):
+            # The remainder first: a sum would not fit into 64 bits.
+            if number % 2:
+                right = (right + _mix_all(left ^ np.uint64(key)) % width) % width
+            else:
+                left = (left + _mix_all(right ^ np.uint64(key)) % height) % height
+        places[walking] = left * width + right
+        walking = places >= size
+    return places.astype(np.int64)
+
+
 @lru_cache(maxsize=8)
-def _round_keys(seed: int, epoch: str) -> tuple[int, ...]:
+def round_keys(seed: int, epoch: str) -> tuple[int, ...]:
+    """What the rounds of a bijection add: of other numbers or names, another order."""
     return tuple(
         int.from_bytes(hashlib.sha256(f"{seed} {epoch} {number}".encode()).digest()[:8], "big")
         for number in range(_ROUNDS)
@@ -84,3 +107,10 @@ def _mix(value: int) -> int:
     value = ((value ^ (value >> 32)) * 0xD6E8FEB86659FD93) & _MASK
     value = ((value ^ (value >> 32)) * 0xD6E8FEB86659FD93) & _MASK
     return value ^ (value >> 32)
+
+
+def _mix_all(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """`_mix` of each; 64-bit products wrap as they should."""
+    for _ in range(2):
+        values = (values ^ (values >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+    return values ^ (values >> np.uint64(32))

@@ -87,26 +87,29 @@ class TokenStore:
         """Window number `index`: int64 [seq_len], the tokens from `index * seq_len` on."""
         if not 0 <= index < self.windows(seq_len):
             raise IndexError(f"window {index} of {self.windows(seq_len)}")
-        out = np.empty(seq_len, dtype=np.int64)
+        return self.tokens(index * seq_len, seq_len)
+
+    def tokens(self, first: int, count: int) -> torch.Tensor:
+        """`count` tokens from number `first` on: int64 [count]."""
+        out = np.empty(count, dtype=np.int64)
         filled = 0
-        while filled < seq_len:
-            shard, offset = divmod(index * seq_len + filled, self._shard_tokens)
-            part = self._shards[shard][offset : offset + seq_len - filled]
+        while filled < count:
+            shard, offset = divmod(first + filled, self._shard_tokens)
+            part = self._shards[shard][offset : offset + count - filled]
             out[filled : filled + len(part)] = part
             filled += len(part)
         return torch.from_numpy(out)
 
-    def positions(self, index: int, seq_len: int) -> torch.Tensor:
-        """How far each token of a window is from where its document begins: int64 [seq_len].
+    def positions(self, first: int, count: int) -> torch.Tensor:
+        """How far each of these tokens is from where its document begins: int64 [count].
 
-        What a document has before the window does not count, so the first position is always 0.
+        What a document has before them does not count, so the first position is always 0.
         """
-        first = index * seq_len
-        inside = np.searchsorted(self.document_starts, [first + 1, first + seq_len])
-        begins = np.zeros(seq_len, dtype=np.int64)
+        inside = np.searchsorted(self.document_starts, [first + 1, first + count])
+        begins = np.zeros(count, dtype=np.int64)
         starts = self.document_starts[slice(*inside)].astype(np.int64) - first
         begins[starts] = starts
-        return torch.from_numpy(np.arange(seq_len) - np.maximum.accumulate(begins))
+        return torch.from_numpy(np.arange(count) - np.maximum.accumulate(begins))
 
 
 def sample_windows(store: TokenStore, count: int, seq_len: int, seed: int) -> torch.Tensor:
