@@ -80,6 +80,7 @@ def test_out_may_not_touch_the_input(place: str, pico: PicoMaker, tmp_path: Path
         (["recipes", "show", "absent"], 2, "quickstart"),
         (["export", "model", "--to", "htf", "--out", "o"], 2, "did you mean hf?"),
         (["export", "model", "--to", "hf", "--dtype", "int3", "--out", "o"], 2, "float32"),
+        (["export", "model", "--to", "hf", "--recipe", "r", "--out", "o"], 2, "--quantize FORM"),
         (["prune", "model", "--scores", "s", "--out", "o"], 2, "--hidden"),
         (["prune", "model", "--scores", "s", "--hidden", "9999", "--out", "o"], 2, "at most 64"),
         (["prune", "model", "--scores", "s", "--hidden", "48", "--out", "o"], 3, "paretron score"),

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from paretron.artifacts.manifest import verify
 from paretron.artifacts.models import load_model
 from paretron.distill import adapters
-from paretron.distill.loop import adamw
 from paretron.distill.objective import Objective
+from paretron.distill.optimizer import adamw
 from paretron.distill.stage import train
 from paretron.distill.state import training_tensors
 from paretron.errors import Code, ParetronError
@@ -123,7 +123,7 @@ def test_a_merge_that_says_something_else_is_not_published(
         for name, weight in merged(*given):
             yield name, weight * (1.05 if name.endswith("layers.1.mlp.up_proj.weight") else 1)
 
-    monkeypatch.setattr("paretron.distill.stage.merged_parameters", forgetful)
+    monkeypatch.setattr("paretron.distill.publishing.merged_parameters", forgetful)
     given = correction(arguments, what=LORA, steps=2)
     with pytest.raises(ParetronError) as caught:
         train(**given)

@@ -26,6 +26,7 @@ from paretron.distill.preflight import check_teacher
 from paretron.distill.stage import train
 from paretron.errors import Code, ParetronError
 from paretron.recipe import Distill
+from paretron.recipe.training import Loss
 
 SEQ_LEN = 32
 Arguments = Callable[..., dict[str, Any]]
@@ -306,3 +307,32 @@ def test_a_teacher_that_overflows_is_not_captured(
     for kind in ("top_k", "hidden"):
         (problem,) = problems(captured, name=kind, kind=kind)
         assert problem.code is Code.GATE_NONFINITE
+
+
+def test_running_out_of_memory_comes_with_advice_and_less_at_once_goes_on(
+    captured: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = captured(name="whole")
+    asked = 0
+
+    def fails(self: Teacher, batch: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return predict(self, batch)
+
+    predict = Teacher.predict
+    monkeypatch.setattr(Teacher, "predict", fails)
+    with pytest.raises(ParetronError) as caught:
+        captured()
+    (problem,) = caught.value.problems
+    assert problem.code is Code.MEMORY
+    assert "Tried to allocate 2.00 GiB; weights take 0.00 GB here" in problem.cause
+    assert "a smaller micro_batch, or dtype: bfloat16" in problem.fix
+    monkeypatch.setattr(Teacher, "predict", predict)
+    settings = Distill(
+        tokens=8 * SEQ_LEN, global_batch=8, micro_batch=2, dtype="float32", loss=Loss(top_k=64)
+    )
+    again = captured(settings=settings)
+    assert verify(again)["files"].keys() == verify(whole)["files"].keys()

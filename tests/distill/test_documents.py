@@ -46,7 +46,7 @@ def test_positions_follow_the_documents_and_not_their_tokens(store: TokenStore) 
             for token in range(index * seq_len, (index + 1) * seq_len):
                 begins = token in starts or not wanted
                 wanted.append(0 if begins else wanted[-1] + 1)
-            assert store.positions(index, seq_len).tolist() == wanted
+            assert store.positions(index * seq_len, seq_len).tolist() == wanted
 
 
 def test_no_label_crosses_the_end_of_a_document(store: TokenStore) -> None:

@@ -41,26 +41,24 @@ def models(dtype: torch.dtype) -> tuple[DeferredLogits, DeferredLogits, Tensor]:
     return student, teacher, labels
 
 
-def leaf(x: DeferredLogits, rows: slice) -> DeferredLogits:
+def leaf(x: DeferredLogits, rows: slice, shard: Shard | None = None) -> DeferredLogits:
     """Some rows of a head, all that takes part in the gradient as leaves."""
     hidden, weight = x.hidden.clone().requires_grad_(), x.weight[rows].clone().requires_grad_()
     bias = None if x.bias is None else x.bias[rows].clone().requires_grad_()
-    return replace(x, hidden=hidden, weight=weight, bias=bias)
+    return replace(x, hidden=hidden, weight=weight, bias=bias, shard=shard)
 
 
-def loss_of(name: str | None, *args: object, shard: Shard | None) -> list[Tensor]:
+def loss_of(name: str | None, *args: object) -> list[Tensor]:
     """Loss and the gradients of hidden states, weight and bias."""
     student, teacher, labels = args
     assert isinstance(student, DeferredLogits)
     assert isinstance(teacher, DeferredLogits)
     assert isinstance(labels, Tensor)
     if name is None:
-        loss = fused_cross_entropy(student, labels, normaliser=5.0, shard=shard)
+        loss = fused_cross_entropy(student, labels, normaliser=5.0)
     else:
         divergence = LOSSES[name][0](2.0)
-        loss = fused_divergence(
-            student, teacher, labels, divergence=divergence, normaliser=5.0, shard=shard
-        )
+        loss = fused_divergence(student, teacher, labels, divergence=divergence, normaliser=5.0)
     assert student.bias is not None
     leaves = (student.hidden, student.weight, student.bias)
     return [loss.detach(), *torch.autograd.grad(loss, leaves)]
@@ -79,16 +77,16 @@ def work(rank: int, meeting: Path) -> None:
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
         student, teacher, labels = models(dtype)
         for name in [None, *LOSSES]:
-            own = leaf(student, rows), leaf(teacher, rows).detach(), labels
+            own = leaf(student, rows, shard), leaf(teacher, rows, shard).detach(), labels
             try:
-                found = loss_of(name, *own, shard=shard)
+                found = loss_of(name, *own)
             except ParetronError as error:
                 assert name == "top_k"
                 assert error.problems[0].code is Code.UNSUPPORTED
                 continue
             assert name != "top_k"
             whole = leaf(student, slice(None)), teacher, labels
-            value, hidden, weight, bias = loss_of(name, *whole, shard=None)
+            value, hidden, weight, bias = loss_of(name, *whole)
             for a, b in zip(found, (value, hidden, weight[rows], bias[rows]), strict=True):
                 assert float((a - b).abs().max()) <= tolerance * float(b.abs().max()), (name, dtype)
     dist.destroy_process_group()

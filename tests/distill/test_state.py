@@ -17,7 +17,7 @@ from paretron.artifacts.manifest import Provenance, verify, write_manifest
 from paretron.artifacts.staging import staged
 from paretron.distill.history import History
 from paretron.distill.job import Job, store_identity
-from paretron.distill.loop import adamw
+from paretron.distill.optimizer import adamw
 from paretron.distill.stage import train
 from paretron.distill.state import StateFolder, training_tensors
 from paretron.errors import Code, ParetronError

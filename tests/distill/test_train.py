@@ -20,7 +20,7 @@ from paretron.artifacts.reader import Checkpoint
 from paretron.data.order import window_id
 from paretron.data.store import TokenStore
 from paretron.distill import stage
-from paretron.distill.loop import adamw
+from paretron.distill.optimizer import adamw
 from paretron.distill.stage import train
 from paretron.errors import Code, ParetronError
 from paretron.recipe import Distill

@@ -11,8 +11,8 @@ import pytest
 from paretron.errors import Code
 from paretron.families import expected_tensors, family_of
 from paretron.plan import correction
-from paretron.plan.correction import trained_weights
-from paretron.plan.plan import make_plan
+from paretron.plan.correction import corrected_tokens, trained_weights
+from paretron.plan.plan import Plan, make_plan
 from paretron.recipe import Correct, load_recipe
 from pico import pico_model
 from picorun import RECIPE, write_pico_recipe
@@ -78,3 +78,52 @@ def test_retraining_pays_for_no_teacher(tmp_path: Path) -> None:
     asked = plan.teacher.forward_flops(tokens=RECIPE["distill"]["tokens"], seq_len=seq_len)
     assert distilled.flops - retrained.flops == asked
     assert distilled.memory_bytes - retrained.memory_bytes == plan.teacher.weight_bytes
+
+
+def along(folder: Path, *overrides: str) -> Plan:
+    """The plan of a recipe whose teacher is corrected while it teaches."""
+    correct = {"mode": "parallel", "tokens": 512}
+    recipe = write_pico_recipe(folder, export=[{"to": "hf"}], profile=None, correct=correct)
+    return make_plan(load_recipe(recipe, overrides=overrides), out=folder, offline=True)
+
+
+def test_a_parallel_correction_is_part_of_every_distillation(tmp_path: Path) -> None:
+    recipe = write_pico_recipe(tmp_path, export=[{"to": "hf"}], profile=None, correct=None)
+    plain = make_plan(load_recipe(recipe), out=tmp_path, offline=True)
+    plan = along(tmp_path)
+    assert not plan.problems
+    stages = {stage.name: stage for stage in plan.stages}
+    assert "correct" not in stages
+    assert stages["score"].inputs["model"] == "teacher"
+    assert stages["width.prune"].inputs["model"] == "teacher"
+    assert stages["width.distill"].settings["correct"]["tokens"] == 512
+    assert stages["width.evaluate-teacher"].inputs["model"] == "width.distill"
+    assert stages["teacher.evaluate-final"].inputs["model"] == "teacher"
+    own, along_with = (p.estimates["width.distill"] for p in (plain, plan))
+    teacher = plan.teacher
+    seq_len = RECIPE["data"]["train"]["seq_len"]
+    # One forward pass serves both, so the backward pass is what is more.
+    assert along_with.flops - own.flops == 2 * teacher.forward_flops(tokens=512, seq_len=seq_len)
+    # Weights, gradients and moments in fp32, in place of weights alone.
+    assert along_with.memory_bytes - own.memory_bytes == 16 * teacher.params - teacher.weight_bytes
+    # Two checkpoints, and the copy that is published.
+    assert along_with.disk_bytes - own.disk_bytes == 2 * 12 * teacher.params + teacher.weight_bytes
+
+
+def test_a_parallel_correction_of_less_costs_less(tmp_path: Path) -> None:
+    every, norms = (
+        along(tmp_path, f"correct.what={what}").estimates["width.distill"]
+        for what in ("all", "norms")
+    )
+    assert norms.flops < every.flops
+    assert norms.memory_bytes < every.memory_bytes
+    assert norms.disk_bytes < every.disk_bytes
+
+
+def test_a_parallel_correction_reads_windows_of_the_phases(tmp_path: Path) -> None:
+    phases = "distill={phases: [{seq_len: 32, tokens: 256}, {seq_len: 64, tokens: 512}],"
+    phases += " global_batch: 4, micro_batch: 2, dtype: float32}"
+    plan = along(tmp_path, phases)
+    assert corrected_tokens(plan.recipe) == [(256, 32), (256, 64)]
+    (problem,) = along(tmp_path, "correct.tokens=127").problems
+    assert (problem.code, problem.where) == (Code.RECIPE_VALUE, "correct.tokens")

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from paretron.plan.plan import engine_problems
+from paretron.recipe import Recipe
+from picorun import RECIPE
 from published import PUBLISHED, Published, recipe_text
 
 SHAPES = {shape.name: shape for shape in PUBLISHED}
@@ -127,3 +130,12 @@ def test_a_loss_that_the_models_cannot_have(tmp_path: Path) -> None:
         ("distill.loss.top_k", "128256 of a vocabulary of 128256 tokens",
          "at most 128255, or leave it out"),
     ]  # fmt: skip
+
+
+def test_an_engine_does_not_run_another_form_of_its_export() -> None:
+    """A quantised graph has a stage and a label of its own, and no engine asks for those."""
+    recipe = Recipe.model_validate(RECIPE | {"export": [{"to": "onnx", "quantize": "int8"}]})
+    (problem,) = engine_problems(recipe)[0]
+    assert "runs the onnx export, which the recipe lacks" in problem.cause
+    assert problem.fix == "add {to: onnx} to export"
+    assert engine_problems(Recipe.model_validate(RECIPE))[0] == []

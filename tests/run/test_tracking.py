@@ -15,6 +15,7 @@ import pytest
 from paretron.errors import Code, ParetronError
 from paretron.run.tensorboard import TensorBoard
 from paretron.run.tracking import Tracked
+from paretron.run.trackio import Trackio
 from paretron.run.wandb import Wandb
 from picorun import paretron, write_pico_recipe
 
@@ -74,11 +75,67 @@ def test_wandb_gets_figures_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hf_secret" not in json.dumps([str(call) for call in calls])
 
 
-def test_wandb_absent_is_exit_6(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ParetronError) as caught:
-        Wandb("pico")
+@pytest.mark.parametrize("tracker", [Wandb, Trackio])
+def test_a_tracker_that_is_absent_is_exit_6(
+    tracker: type[Wandb | Trackio], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, tracker.name, None)
+    with pytest.raises(ParetronError, match=rf"{tracker.name} is not installed") as caught:
+        tracker("pico")
     assert caught.value.problems[0].code is Code.OPTIONAL_MISSING
+
+
+def test_trackio_gets_figures_alone_and_prints_nothing_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under the real call signatures; the library prints where its project lies."""
+    calls: list[tuple[str, Any]] = []
+
+    class Run:
+        def log(self, metrics: dict[str, float], step: int) -> None:
+            calls.append(("log", (step, metrics)))
+
+    def finish() -> None:
+        print("* Run finished.")
+        calls.append(("finish", None))
+
+    def init(project: str, *, embed: bool, auto_log_gpu: bool, auto_log_cpu: bool) -> Run:
+        print("* Trackio project initialized")
+        calls.append(("init", (project, embed, auto_log_gpu, auto_log_cpu)))
+        return Run()
+
+    fake = types.ModuleType("trackio")
+    monkeypatch.setattr(fake, "init", init, raising=False)
+    monkeypatch.setattr(fake, "finish", finish, raising=False)
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    with Tracked(Trackio("pico"), then=lambda stage, kind, fields: None) as watcher:
+        for kind, fields in EVENTS:
+            watcher("distill", kind, fields)
+    assert [name for name, _ in calls] == ["init", "log", "log", "finish"]
+    assert calls[0][1] == ("pico", False, False, False)
+    figures = {"distill/step/loss": 2.5, "distill/step/memory_gb": 1.5}
+    assert calls[1][1] == (64, figures)
+    assert capsys.readouterr().out == ""
+
+
+def test_trackio_s_failure_is_told_once_and_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: Any) -> None:
+        raise OSError("no room for its database")
+
+    fake = types.ModuleType("trackio")
+    monkeypatch.setattr(fake, "init", init, raising=False)
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    said: list[str] = []
+
+    def watch(stage: str, kind: str, fields: Mapping[str, Any]) -> None:
+        said.append(str(fields["message"]) if kind == "note" else kind)
+
+    with Tracked(Trackio("pico"), then=watch) as watcher:
+        for kind, fields in EVENTS:
+            watcher("distill", kind, fields)
+    notes = [line for line in said if "trackio is left out from here on" in line]
+    assert notes == ["trackio is left out from here on: OSError: no room for its database"]
+    assert {kind for kind, _ in EVENTS} - {"note"} <= set(said)
 
 
 def test_tensorboard_writes_event_files(tmp_path: Path) -> None:

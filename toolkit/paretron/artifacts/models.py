@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -34,14 +34,22 @@ from paretron.families.experts import odd_widths
 disable_progress_bar()
 
 
-def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(
+    path: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attention: Literal["sdpa", "flash_attention_2"] = "sdpa",
+) -> PreTrainedModel:
     """The checkpoint as a transformers model on the CPU, in eval mode.
 
+    `attention` other than sdpa is for models whose scores have no cap.
     The folder is checked from its headers first; nothing is downloaded and no code of the
     checkpoint runs. INPUT_CONFIG when transformers refuses a value of the config, GATE_RELOAD when
     it finds a tensor missing or unexpected.
     """
     config = library_config(Checkpoint.open(path))
+    if attention != "sdpa":
+        config._attn_implementation = attention
     model, info = AutoModelForCausalLM.from_pretrained(
         path,
         config=config,

@@ -12,6 +12,7 @@ def correct(
     recipe: o.RecipeOption,
     out: o.Out,
     set_: o.Overrides = None,
+    offline: o.Offline = False,
     overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -25,21 +26,20 @@ def correct(
     from paretron.workers.launch import process_rank
 
     loaded = load_recipe(recipe, overrides=set_ or ())
-    if loaded.correct is None:
-        raise ParetronError(
-            Problem(
-                Code.USAGE,
-                "the recipe has no section `correct`",
-                where=str(recipe),
-                fix="add one, or --set correct.tokens=1.0e8",
-            )
-        )
+    if loaded.serial_correction is None:
+        cause, fix = "the recipe has no section `correct`", "add one, or --set correct.tokens=1.0e8"
+        if loaded.correct is not None:
+            cause = "in mode parallel a teacher is corrected by `paretron distill`, as it teaches"
+            fix = "paretron distill, or --set correct.mode=serial"
+        raise ParetronError(Problem(Code.USAGE, cause, where=str(recipe), fix=fix))
     opened(model)
     leads = process_rank() == 0  # of a torchrun of the user's own
     with Progress(None, quiet=quiet or not leads) as progress:
         train_alone(
-            "correct", model, None, loaded, loaded.correct,
-            out=out, overwrite=overwrite, on_event=progress.of("correct"),
+            "correct", model, None, loaded,
+            loaded.serial_correction.model_copy(update={"trial": None}),  # of `paretron run`
+            out=out, overwrite=overwrite, offline=offline,
+            on_event=progress.of("correct"),
         )  # fmt: skip
     if leads:
         typer.echo(str(out))

@@ -25,11 +25,15 @@ def distill(
         typer.Option("--capture", help="Write what the teacher says of the text; no STUDENT."),
     ] = False,
     set_: o.Overrides = None,
+    offline: o.Offline = False,
     overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
     """Distil STUDENT from its teacher with a recipe's data and settings; again to continue.
+
+    Where the recipe's correct.mode is parallel, a copy of the teacher is corrected meanwhile and
+    written below the student, in teacher/.
 
     With --capture, ask the teacher once about the whole text instead and write its likeliest tokens
     (distill.loss.top_k of them), or with distill.offline=hidden its last hidden states. What this
@@ -53,12 +57,15 @@ def distill(
     with Progress(None, quiet=quiet or not leads) as progress:
         on_event = progress.of("capture" if capture else "distill")
         if student is None:
-            capture_alone(teacher, loaded, out=out, overwrite=overwrite, on_event=on_event)
+            capture_alone(
+                teacher, loaded, out=out, overwrite=overwrite, offline=offline, on_event=on_event
+            )
         else:
             opened(student)
             train_alone(
                 "distill", student, teacher, loaded, loaded.distill,
-                out=out, overwrite=overwrite, on_event=on_event,
+                out=out, overwrite=overwrite, offline=offline, correct=loaded.parallel_correction,
+                on_event=on_event,
             )  # fmt: skip
     if leads:
         typer.echo(str(out))

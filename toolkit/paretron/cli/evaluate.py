@@ -15,6 +15,7 @@ def evaluate(
     recipe: o.RecipeOption,
     out: o.Out,
     set_: o.Overrides = None,
+    offline: o.Offline = False,
     overwrite: o.Overwrite = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -37,7 +38,7 @@ def evaluate(
     with ExitStack() as stack, Progress(None, quiet=quiet or as_json) as progress:
         stores: dict[str, tuple[Path, int]] = {}
         for name in loaded.evaluate.perplexity:
-            store = stack.enter_context(text_store(texts[name], tokenizer=model))
+            store = stack.enter_context(text_store(texts[name], tokenizer=model, offline=offline))
             stores[name] = store, texts[name].seq_len
         evaluate_model(
             model,

@@ -35,6 +35,7 @@ def prune(
         Path | None, typer.Option(help="Settings and calibration text; without, trimming alone.")
     ] = None,
     set_: o.Overrides = None,
+    offline: o.Offline = False,
     overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -85,7 +86,7 @@ def prune(
             )
         else:
             state = out.parent / f".{out.name}.state"
-            with text_store(loaded.data.calibration, tokenizer=model) as store:
+            with text_store(loaded.data.calibration, tokenizer=model, offline=offline) as store:
                 prune_model(
                     model,
                     scores,

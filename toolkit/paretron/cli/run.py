@@ -26,6 +26,9 @@ def run(
     wandb: Annotated[
         str | None, typer.Option(metavar="PROJECT", help="Also log curves to this wandb project.")
     ] = None,
+    trackio: Annotated[
+        str | None, typer.Option(metavar="PROJECT", help="Also log curves to this trackio project.")
+    ] = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -42,7 +45,7 @@ def run(
 
     loaded = load_recipe(recipe, overrides=set_ or ())
     folder = out or Path("runs") / recipe.stem
-    trackers = _trackers(tensorboard, wandb)
+    trackers = _trackers(tensorboard, wandb, trackio)
     plan = make_plan(loaded, out=folder, offline=offline)
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(plan, quiet=quiet or as_json))
@@ -64,7 +67,7 @@ def run(
         typer.echo(f"report: {report / 'report.html'}")
 
 
-def _trackers(tensorboard: Path | None, wandb: str | None) -> list[Tracker]:
+def _trackers(tensorboard: Path | None, wandb: str | None, trackio: str | None) -> list[Tracker]:
     """Those that are asked for; OPTIONAL_MISSING for one that is not installed."""
     found: list[Tracker] = []
     if tensorboard is not None:
@@ -75,4 +78,8 @@ def _trackers(tensorboard: Path | None, wandb: str | None) -> list[Tracker]:
         from paretron.run.wandb import Wandb
 
         found.append(Wandb(wandb))
+    if trackio is not None:
+        from paretron.run.trackio import Trackio
+
+        found.append(Trackio(trackio))
     return found

@@ -13,6 +13,7 @@ def score(
     recipe: o.RecipeOption,
     out: o.Out,
     set_: o.Overrides = None,
+    offline: o.Offline = False,
     overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -47,7 +48,7 @@ def score(
     with (
         interruptible(),
         Progress(None, quiet=quiet or not leads) as progress,
-        text_store(loaded.data.calibration, tokenizer=model) as store,
+        text_store(loaded.data.calibration, tokenizer=model, offline=offline) as store,
     ):
         score_model(
             model,

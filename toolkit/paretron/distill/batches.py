@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from operator import itemgetter
 
 import torch
 from torch import Tensor
 
 from paretron.data.store import TokenStore
+from paretron.data.unread import Unread
 from paretron.distill.losses import IGNORE
 from paretron.errors import Code, ParetronError, Problem
 
@@ -55,20 +57,23 @@ class Batch:
 class Windows:
     """A token store seen as numbered windows of `seq_len` tokens, for a model of `vocab_size`.
 
-    With `apart`, what a window holds of each document is a text of its own.
+    With `apart`, what a window holds of each document is a text of its own. Where the text was
+    begun in windows of another length, those of what is `unread` come after those of the whole.
     """
 
     store: TokenStore
     seq_len: int
     vocab_size: int
     apart: bool = False
+    unread: Unread | None = None
 
     def __len__(self) -> int:
         return self.store.windows(self.seq_len)
 
     def batch(self, window_ids: Sequence[int]) -> Batch:
         """These windows as one batch; INPUT_TOKENIZER when a token is not in the vocabulary."""
-        input_ids = torch.stack([self.store.window(i, self.seq_len) for i in window_ids])
+        places = [self._pieces(i) for i in window_ids]
+        input_ids = torch.stack([self._joined(self.store.tokens, pieces) for pieces in places])
         largest = int(input_ids.max())
         if largest >= self.vocab_size:
             raise ParetronError(
@@ -81,9 +86,24 @@ class Windows:
             )
         labels = torch.full_like(input_ids, IGNORE)
         labels[:, :-1] = input_ids[:, 1:]  # what follows a window's last token is not in it
+        for row, pieces in zip(labels, places, strict=True):
+            for seam in accumulate(length for _, length in pieces[:-1]):
+                row[seam - 1] = IGNORE  # what comes next stands elsewhere in the text
         if not self.apart:
             return Batch(input_ids, labels, tuple(window_ids))
-        positions = torch.stack([self.store.positions(i, self.seq_len) for i in window_ids])
+        positions = torch.stack([self._joined(self.store.positions, pieces) for pieces in places])
         # The end of a document says nothing of how the next one begins.
         labels[:, :-1].masked_fill_(positions[:, 1:] == 0, IGNORE)
         return Batch(input_ids, labels, tuple(window_ids), positions)
+
+    def _pieces(self, index: int) -> list[tuple[int, int]]:
+        """Where a window lies in the text: (first token, tokens); most are in one piece."""
+        whole = len(self)
+        if self.unread is not None and index >= whole:
+            return self.unread.pieces(index - whole, self.seq_len)
+        if not 0 <= index < whole:
+            raise IndexError(f"window {index} of {whole}")
+        return [(index * self.seq_len, self.seq_len)]
+
+    def _joined(self, read: Callable[[int, int], Tensor], pieces: list[tuple[int, int]]) -> Tensor:
+        return torch.cat([read(first, count) for first, count in pieces])

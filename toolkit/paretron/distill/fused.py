@@ -46,7 +46,8 @@ class DeferredLogits:
     """Logits that nobody has made yet, of hidden [..., d], weight [rows, d] and bias [rows].
 
     The family's rule caps or divides what the head gives. The first `tokens` rows are tokens (None:
-    all of them); what pads the head beyond gets no probability.
+    all of them); what pads the head beyond gets no probability. With a `shard` the rows are this
+    process's alone, the first of them those of its tokens.
     """
 
     hidden: Tensor
@@ -54,17 +55,21 @@ class DeferredLogits:
     rule: LogitRule = PLAIN
     bias: Tensor | None = None
     tokens: int | None = None
+    shard: Shard | None = None
 
     @property
     def num_tokens(self) -> int:
         """How many rows are tokens."""
+        if self.shard is not None:
+            return self.shard.end - self.shard.start
         return len(self.weight) if self.tokens is None else self.tokens
 
     def logits(self) -> Tensor:
-        """All of them at once, [..., tokens]: the plain way."""
+        """All of them at once, [..., tokens]: the plain way; those of a shard have no gradient."""
         weight = self.weight[: self.num_tokens]
         bias = None if self.bias is None else self.bias[: self.num_tokens]
-        return self.rule(torch.nn.functional.linear(self.hidden, weight, bias))
+        logits = self.rule(torch.nn.functional.linear(self.hidden, weight, bias))
+        return logits if self.shard is None else self.shard.gathered(logits)
 
     def detach(self) -> DeferredLogits:
         """The same, through which no gradient flows."""
@@ -81,6 +86,14 @@ class DeferredLogits:
     def wide(self) -> DeferredLogits:
         """The same in the precision of the arithmetic."""
         return self._with(lambda t: t if t.dtype == torch.float64 else t.float())
+
+    def within(self, shard: Shard | None) -> DeferredLogits:
+        """The same of a shard's tokens alone, where the rows are not those of a shard already."""
+        if shard is None or self.shard is not None:
+            return self
+        rows = slice(shard.start, shard.end)
+        bias = None if self.bias is None else self.bias[rows]
+        return replace(self, weight=self.weight[rows], bias=bias, tokens=None, shard=shard)
 
     def head(self, tokens: int, dtype: torch.dtype) -> Head:
         """Its first `tokens` tokens as operands of products in `dtype`."""
@@ -101,17 +114,16 @@ def fused_divergence(
     divergence: Divergence = _FORWARD_KL,
     normaliser: float = 1.0,
     chunk: int | None = None,
-    shard: Shard | None = None,
 ) -> Tensor:
     """How far the student is from the teacher, divided by `normaliser`; a scalar in fp64.
 
     labels [...] hold IGNORE where a position does not count. Gradients flow to the student's hidden
     states, weight and bias. `chunk` is the number of positions whose logits exist at once (default:
-    by device). Only rows that are tokens in both heads take part. With a `shard` both heads hold
-    this process's rows alone; every process gets the whole loss, and the whole gradient of hidden
-    states. UNSUPPORTED where a divergence cannot be shared so.
+    by device). Only rows that are tokens in both heads take part. Where the student has the rows of
+    a shard alone, every process gets the whole loss, and the whole gradient of hidden states.
+    UNSUPPORTED where a divergence cannot be shared so.
     """
-    return _fused(student, teacher, labels, divergence, normaliser, chunk, shard)
+    return _fused(student, teacher, labels, divergence, normaliser, chunk)
 
 
 def fused_cross_entropy(
@@ -120,13 +132,12 @@ def fused_cross_entropy(
     *,
     normaliser: float = 1.0,
     chunk: int | None = None,
-    shard: Shard | None = None,
 ) -> Tensor:
     """`losses.cross_entropy` of the logits, divided by `normaliser`; a scalar in fp64.
 
-    labels [...] hold IGNORE where a position does not count; `shard` as in `fused_divergence`.
+    labels [...] hold IGNORE where a position does not count; a shard as in `fused_divergence`.
     """
-    return _fused(student, None, labels, _CROSS_ENTROPY, normaliser, chunk, shard)
+    return _fused(student, None, labels, _CROSS_ENTROPY, normaliser, chunk)
 
 
 @dataclass(frozen=True)
@@ -201,11 +212,12 @@ def _fused(
     divergence: Divergence,
     normaliser: float,
     chunk: int | None,
-    shard: Shard | None,
 ) -> Tensor:
     """Only the positions that count, in chunks."""
-    student, labels = student.flat(), labels.flatten()
+    student, labels, shard = student.flat(), labels.flatten(), student.shard
     teacher = None if teacher is None else teacher.detach().flat()
+    if isinstance(teacher, DeferredLogits):
+        teacher = teacher.within(shard)
     valid = labels != IGNORE
     if not bool(valid.all()):
         positions = valid.nonzero().squeeze(1)
@@ -215,7 +227,7 @@ def _fused(
     if teacher is not None:
         tokens = min(tokens, teacher.num_tokens)
     if shard is not None:
-        tokens, divergence = shard.end - shard.start, over_shard(divergence, shard)
+        divergence = over_shard(divergence, shard)
     chunk = chunk or _chunk_positions(student.weight.device, tokens)
     if shard is not None:
         chunk = shard.least(chunk, labels.device)

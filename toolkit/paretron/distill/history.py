@@ -30,8 +30,9 @@ class History:
     ) -> None:
         """Append one training step; `tokens` counts all that were seen up to its end.
 
-        `parts` are the losses of "logits" and "states" where the loss has both, before alpha, and
-        the "phase" where there are several.
+        `parts` are the losses of "logits" and "states" where the loss has both, before alpha, the
+        "seq_len" of its windows, the "phase" where there are several, and "teacher_loss" and
+        "teacher_grad_norm" of a teacher that was corrected.
         """
         step = {"tokens": tokens, "loss": loss, "lr": lr, "grad_norm": grad_norm}
         self.train.append({**step, **parts})

@@ -30,7 +30,7 @@ _SETTINGS: dict[str, type[Training]] = {
 _FREE = frozenset(
     {
         "processes", "micro_batch", "global_batch", "checkpoint_every", "activation_checkpointing",
-        "stall_timeout_s", "teacher",
+        "stall_timeout_s", "teacher", "tensor_parallel", "compile",
     }
 )  # fmt: skip
 _VERSIONS = ("paretron", "torch", "transformers")
@@ -53,6 +53,7 @@ class Job:
     provenance: Provenance
     overwrite: bool
     apart: bool = False
+    correct: Correct | None = None
 
     @property
     def untrained(self) -> bool:
@@ -65,9 +66,9 @@ class Job:
 
     def to_json(self) -> str:
         """All fields as JSON text; paths are made absolute."""
-        fields: dict[str, Any] = {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "settings"
-        }
+        sections = ("settings", "correct")
+        names = (f.name for f in dataclasses.fields(self) if f.name not in sections)
+        fields: dict[str, Any] = {name: getattr(self, name) for name in names}
         fields = {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in fields.items()}
         return json.dumps(
             fields
@@ -75,6 +76,7 @@ class Job:
                 "provenance": dataclasses.asdict(self.provenance),
                 "settings_kind": type(self.settings).__name__,
                 "settings": self.settings.model_dump(mode="json"),
+                "correct": self.correct and self.correct.model_dump(mode="json"),
             }
         )
 
@@ -93,6 +95,7 @@ class Job:
             | paths
             | {
                 "settings": kind.model_validate(fields["settings"]),
+                "correct": fields["correct"] and Correct.model_validate(fields["correct"]),
                 "provenance": Provenance(
                     **provenance | {"unverified": tuple(provenance["unverified"])}
                 ),
@@ -113,12 +116,17 @@ class Job:
             "validation_tokens": self.validation_tokens and store_identity(self.validation_tokens),
         }
         training = _bound(self.settings.model_dump(mode="json"))
+        lengths: dict[str, Any] = {}  # without phases the history says what was read
         if phases := training.get("phases"):
+            lengths = {"seq_len": self.seq_len}
             training["phases"] = [_bound(phase) for phase in phases]
+        if self.correct is not None:  # what it shares with the student's is said there
+            own = self.correct.model_dump(mode="json", exclude=set(Correct.OF_DISTILL))
+            training["correct"] = own
         found = versions()
         return {
             "training": training,
-            "seq_len": self.seq_len,
+            **lengths,
             "apart": self.apart,
             "validation_seq_len": self.validation_seq_len,
             "seed": self.seed,

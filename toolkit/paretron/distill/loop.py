@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from paretron.artifacts.jsonfile import dump
 from paretron.distill.batches import Batch, Windows
+from paretron.distill.correction import CorrectedTeacher, Correction
 from paretron.distill.history import History
 from paretron.distill.job import OnEvent
 from paretron.distill.meter import Meter
-from paretron.distill.objective import Objective, Teacher, Teaches
+from paretron.distill.objective import Objective, Prediction, Teacher, Teaches
+from paretron.distill.optimizer import adamw
 from paretron.distill.parallel import whole
 from paretron.distill.saving import Saves
 from paretron.distill.schedule import Leg, Place, Schedule, place_after
@@ -47,6 +49,7 @@ class Trainer:
     state: StateFolder
     stop: StopRequest
     on_event: OnEvent
+    correction: Correction | None = None  # of the teacher, where it learns along
     step: int = 0
     history: History = field(default_factory=History)
 
@@ -55,7 +58,7 @@ class Trainer:
         self.place = Place()
         self.steps, self.tokens = self.schedule.left(self.place)
         self.optimizer = adamw(self.objective, self.settings)
-        asked = self.teacher.model if isinstance(self.teacher, Teacher) else None
+        asked = self.teacher.model if isinstance(self.teacher, Teacher | CorrectedTeacher) else None
         self.meter = Meter.of(
             self.objective.student, asked, dtype=self.settings.dtype, world=self.world
         )
@@ -89,10 +92,12 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue from the newest intact checkpoint, where there is one."""
-        tensors = training_tensors(self.objective, self.optimizer, step=0)
-        self.step, self.history = self.state.resume(tensors)
-        training_tensors(self.objective, self.optimizer, step=self.step)
+        self.step, self.history = self.state.resume(self.tensors())
+        self.tensors()
         self.first_tokens = self.history.tokens
+        self.schedule = self.schedule.resumed(
+            self.history.train, num_tokens=self.train_windows.store.num_tokens, seed=self.seed
+        )
         self.place = self.schedule.entered(place_after(self.history.train))
         steps, tokens = self.schedule.left(self.place)
         self.steps, self.tokens = self.step + steps, self.history.tokens + tokens
@@ -101,6 +106,10 @@ class Trainer:
             before = self.history.tokens_of_last_step
             if steps and self.place.tokens and before != (now := self.leg.tokens_per_step):
                 message = f"from step {self.step + 1} on {now} tokens a step, {before} before"
+                self.on_event("note", {"message": message})
+            length = self.history.train[-1]["seq_len"]
+            if steps and self.place.tokens and length != (now := self.leg.seq_len):
+                message = f"from step {self.step + 1} on windows of {now} tokens, {length} before"
                 self.on_event("note", {"message": message})
 
     def train_step(self) -> None:
@@ -118,12 +127,14 @@ class Trainer:
         both = torch.stack(micro_losses).sum(0)
         loss, states, norm = torch.cat([both, grad_norm.double()[None]]).tolist()
         loss, states = self.world.total(loss, states)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self.not_finite(window_ids, loss, norm)
+        measured = {"loss": loss, "grad_norm": norm}
+        corrected = self.correction.measured() if self.correction and self.corrects else {}
+        if not all(map(math.isfinite, (measured | corrected).values())):
+            raise self.not_finite(window_ids, measured | corrected)
         lr = self.update()
         self.seconds += time.perf_counter() - started
         parts = {"logits": loss - alpha * states, "states": states} if self.objective.states else {}
-        self.report(loss=loss, lr=lr, grad_norm=norm, parts=parts)
+        self.report(loss=loss, lr=lr, grad_norm=norm, parts=parts | corrected)
 
     def window_ids(self) -> list[int]:
         """The windows of this step, over all processes."""
@@ -136,14 +147,21 @@ class Trainer:
         return self.schedule.leg(self.place)
 
     @property
+    def corrects(self) -> bool:
+        """Whether this step corrects the teacher."""
+        return self.correction is not None and self.correction.goes_on(self.place)
+
+    @property
     def windows(self) -> Windows:
         """The text in windows of this step's length."""
-        return replace(self.train_windows, seq_len=self.leg.seq_len)
+        begun = self.schedule.continuation
+        unread = begun.unread if begun else None
+        return replace(self.train_windows, seq_len=self.leg.seq_len, unread=unread)
 
     def local_batch(self, window_ids: list[int]) -> Batch:
         """This process's share of the step's windows: as many as every other process has."""
-        share = len(window_ids) // self.world.size
-        mine = window_ids[self.world.rank * share : (self.world.rank + 1) * share]
+        share = len(window_ids) // self.world.shares
+        mine = window_ids[self.world.share * share : (self.world.share + 1) * share]
         return self.windows.batch(mine)
 
     def states_weight(self, batch: Batch, *, normaliser: float) -> float:
@@ -167,17 +185,28 @@ class Trainer:
         return logits / states if states else 1.0
 
     def forward_backward(self, batch: Batch, *, normaliser: float, alpha: float) -> Tensor:
-        """Add a micro-batch's gradients; what `forward` gives of it."""
-        losses = self.forward(batch, normaliser=normaliser, alpha=alpha)
+        """Add a micro-batch's gradients, a learning teacher's too; what `forward` gives of it."""
+        said = None
+        if self.correction is not None and self.corrects:
+            said = self.correction.learn(
+                batch.to(self.world.device), normaliser=normaliser, autocast=self.autocast()
+            )
+        losses = self.forward(batch, normaliser=normaliser, alpha=alpha, said=said)
         losses[0].backward()
         return losses.detach()
 
-    def forward(self, batch: Batch, *, normaliser: float, alpha: float) -> Tensor:
-        """A micro-batch's loss and, of it, the unweighted states, fp64 [2]."""
+    def forward(
+        self, batch: Batch, *, normaliser: float, alpha: float, said: Prediction | None = None
+    ) -> Tensor:
+        """A micro-batch's loss and, of it, the unweighted states, fp64 [2].
+
+        The teacher is asked unless it has `said` what it says of this micro-batch.
+        """
         batch = batch.to(self.world.device)
         with self.autocast():
-            teacher = self.teacher.predict(batch) if self.teacher else None
-            losses = self.objective(batch, teacher, normaliser, alpha)
+            if said is None and self.teacher is not None:
+                said = self.teacher.predict(batch)
+            losses = self.objective(batch, said, normaliser, alpha)
         return torch.stack(losses)
 
     def clip(self) -> Tensor:
@@ -186,7 +215,9 @@ class Trainer:
         return whole(norm)
 
     def update(self) -> float:
-        """One step of AdamW at this step's learning rate, which is returned."""
+        """One step of AdamW at this step's learning rate, which is returned; the teacher's too."""
+        if self.correction is not None and self.corrects:
+            self.correction.update(self.place)
         lr = self.schedule.learning_rate(self.place)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -201,8 +232,10 @@ class Trainer:
         """Append to the curves and tell who watches."""
         tokens = self.history.tokens + self.leg.tokens_per_step
         seq_len = self.leg.seq_len
+        asking = self.correction.settings.passes if self.correction and self.corrects else 1
+        parts = {**parts, "seq_len": seq_len}
         if len(self.schedule.legs) > 1:
-            parts = {**parts, "phase": self.place.phase}
+            parts["phase"] = self.place.phase
         self.history.add_step(tokens=tokens, loss=loss, lr=lr, grad_norm=grad_norm, parts=parts)
         self.place = self.schedule.after(self.place)
         rate = (tokens - self.first_tokens) / self.seconds
@@ -213,7 +246,7 @@ class Trainer:
                 "step": self.step, "steps": self.steps, "tokens": tokens, "loss": loss,
                 "tokens_per_s": rate, "eta_s": (self.tokens - tokens) / rate,
                 "lr": lr, "grad_norm": grad_norm, **parts,
-                **self.meter.figures(tokens_per_s=rate, seq_len=seq_len),
+                **self.meter.figures(tokens_per_s=rate, seq_len=seq_len, teacher_passes=asking),
             },
         )  # fmt: skip
 
@@ -237,8 +270,7 @@ class Trainer:
 
     def stop_if_asked(self, saves: Saves) -> None:
         """Save and raise INTERRUPTED when any process was asked to stop."""
-        (asked,) = self.world.total(float(self.stop.made))
-        if not asked:
+        if not self.world.anyone(self.stop.made):
             return
         self.save(saves)
         self.finish_saving(saves)
@@ -254,8 +286,14 @@ class Trainer:
     def save(self, saves: Saves) -> None:
         """Begin a checkpoint of this step, unless there is one, when that before it is complete."""
         self.finish_saving(saves)
+        saves.begin(self.step, self.tensors(), self.history)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint of this step holds; what it is filled with when resumed."""
         tensors = training_tensors(self.objective, self.optimizer, step=self.step)
-        saves.begin(self.step, tensors, self.history)
+        if self.correction is not None:
+            tensors |= self.correction.tensors(step=self.step)
+        return tensors
 
     def finish_saving(self, saves: Saves) -> None:
         """Wait until nothing is being written."""
@@ -273,14 +311,13 @@ class Trainer:
         enabled = self.settings.dtype == "bfloat16" and self.world.mesh is None
         return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def not_finite(self, window_ids: list[int], loss: float, norm: float) -> ParetronError:
+    def not_finite(self, window_ids: list[int], measured: Mapping[str, float]) -> ParetronError:
         """GATE_NONFINITE, with the batch on record; weights and checkpoints were not touched."""
         record = self.state.folder / f"nonfinite-step-{self.step + 1:06d}.json"
         if self.world.leads:
             facts = {
                 "step": self.step + 1,
-                "loss": str(loss),
-                "grad_norm": str(norm),
+                **{name: str(value) for name, value in measured.items()},
                 "window_ids": window_ids,
                 "seq_len": self.leg.seq_len,
                 "store": str(self.train_windows.store.folder),
@@ -289,19 +326,10 @@ class Trainer:
         return ParetronError(
             Problem(
                 Code.GATE_NONFINITE,
-                f"step {self.step + 1}: loss {loss}, gradient norm {norm}; nothing of it was "
-                "learned or saved",
+                f"step {self.step + 1}: "
+                f"{', '.join(f'{name} {value}' for name, value in measured.items())}; "
+                "nothing of it was learned or saved",
                 where=str(record),
                 fix="a lower lr or a longer warm-up; the file names the windows of this batch",
             )
         )
-
-
-def adamw(objective: nn.Module, settings: Training) -> torch.optim.AdamW:
-    """AdamW whose weight decay spares norms and biases: only matrices shrink."""
-    parameters = [p for p in objective.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, settings.beta2), fused=True)

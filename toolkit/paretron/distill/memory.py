@@ -15,12 +15,17 @@ _CPU_SIGN = "can't allocate memory"  # what torch's CPU allocator says in a Runt
 
 @contextmanager
 def memory_explained(
-    settings: Training, *, state_bytes: int, peak_bytes: Callable[[], int]
+    settings: Training,
+    *,
+    state_bytes: int,
+    peak_bytes: Callable[[], int],
+    asks_alone: bool = False,
 ) -> Iterator[None]:
     """Turn a failed allocation inside into MEMORY (exit 4).
 
     `state_bytes` is what weights, gradients and moments take in this process, before any
-    activation; `peak_bytes` says what it had at most when it failed.
+    activation; `peak_bytes` says what it had at most when it failed. With `asks_alone` nothing is
+    trained: there are weights only.
     """
     try:
         yield
@@ -32,10 +37,10 @@ def memory_explained(
         raise ParetronError(
             Problem(
                 Code.MEMORY,
-                f"{said}; weights, gradients and moments take {state_bytes / 1e9:.2f} GB here, "
-                f"the peak was {peak_bytes() / 1e9:.2f} GB",
+                f"{said}; {'weights' if asks_alone else 'weights, gradients and moments'} take "
+                f"{state_bytes / 1e9:.2f} GB here, the peak was {peak_bytes() / 1e9:.2f} GB",
                 where=f"micro_batch {settings.micro_batch}, processes {settings.processes}",
-                fix=_advice(settings),
+                fix=_advice_for_asking(settings) if asks_alone else _advice(settings),
             )
         ) from error
 
@@ -48,4 +53,13 @@ def _advice(settings: Training) -> str:
     if not settings.activation_checkpointing:
         advice.append("activation_checkpointing: true")
     advice += ["more processes on other devices", "a shorter seq_len"]
-    return f"{', or '.join(advice)}; only seq_len makes it another training"
+    return f"{', or '.join(advice)}; the training goes on where it was"
+
+
+def _advice_for_asking(settings: Training) -> str:
+    """The same of a teacher that is asked: every process has all of it."""
+    advice = ["a smaller micro_batch"] if settings.micro_batch > 1 else []
+    if settings.dtype == "float32":
+        advice.append("dtype: bfloat16")
+    advice += ["a shorter seq_len", "a device with more memory"]
+    return f"{', or '.join(advice)}; with another micro_batch the same command goes on"

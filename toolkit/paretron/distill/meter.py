@@ -41,21 +41,26 @@ class Meter:
             peak = peak_flop_s(torch.cuda.get_device_name(world.device))
         return cls(student, teacher, world.device, None if peak is None else peak * world.size)
 
-    def flops_per_token(self, *, seq_len: int) -> int:
+    def flops_per_token(self, *, seq_len: int, teacher_passes: int = 1) -> int:
         """The student's forward and backward pass and the teacher's forward pass.
 
-        What activation checkpointing computes a second time does not count.
+        A teacher that learns along has more passes. What activation checkpointing computes a second
+        time does not count.
         """
         own = _FORWARD_AND_BACKWARD * _forward(self.student, seq_len)
-        return own + (_forward(self.teacher, seq_len) if self.teacher is not None else 0)
+        asked = 0 if self.teacher is None else _forward(self.teacher, seq_len)
+        return own + teacher_passes * asked
 
-    def figures(self, *, tokens_per_s: float, seq_len: int) -> dict[str, float | None]:
+    def figures(
+        self, *, tokens_per_s: float, seq_len: int, teacher_passes: int = 1
+    ) -> dict[str, float | None]:
         """`mfu`, the share of the devices' rate that was used, and `memory_gb` of this process.
 
         mfu is None where the rate is unknown. Memory is the most that was allocated on a GPU, or
         the most that was resident on a CPU.
         """
-        used = tokens_per_s * self.flops_per_token(seq_len=seq_len)
+        flops = self.flops_per_token(seq_len=seq_len, teacher_passes=teacher_passes)
+        used = tokens_per_s * flops
         mfu = None if self.peak_flop_s is None else used / self.peak_flop_s
         return {"mfu": mfu, "memory_gb": peak_memory_bytes(self.device) / 1e9}
 

@@ -15,6 +15,7 @@ from paretron.distill.divergences import Divergence, ForwardKL
 from paretron.distill.fused import DeferredLogits, fused_cross_entropy, fused_divergence
 from paretron.distill.losses import IGNORE
 from paretron.distill.states import Place, StatesLoss, capturing
+from paretron.distill.tensor_parallel import own_rows
 from paretron.distill.top import TopTokens
 from paretron.families import family_of, logit_rule
 
@@ -119,7 +120,8 @@ def predict(model: PreTrainedModel, batch: Batch, places: tuple[Place, ...] = ()
         out = model.base_model(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
         )
-    head = model.get_output_embeddings()
+    weight, bias, shard = own_rows(model.get_output_embeddings())
     config = model.config.to_dict()
     rule = logit_rule(family_of(config), config)
-    return Computed(DeferredLogits(out.last_hidden_state, head.weight, rule, head.bias), states)
+    logits = DeferredLogits(out.last_hidden_state, weight, rule, bias, shard=shard)
+    return Computed(logits, states)

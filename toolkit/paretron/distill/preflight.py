@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from paretron.artifacts.config import read_config
 from paretron.data.tokenizer import tokenizer_sha256
 from paretron.distill.adapters import starts_still
 from paretron.distill.batches import Batch
+from paretron.distill.correction import CorrectedTeacher
 from paretron.distill.fused import DeferredLogits, fused_cross_entropy, fused_divergence
 from paretron.distill.losses import IGNORE, forward_kl
 from paretron.distill.objective import Objective, Teaches
@@ -71,6 +73,7 @@ def check_before_training(
 
     `batch` is the first micro-batch, the same on every process. With `untrained`, models of
     random weights are let through, as pretraining and the twin of `paretron check` need it.
+    A teacher that learns along is one that gradients must reach, too.
     The first `tokens` rows of the vocabulary have a token (None: unknown), the others pad it.
     """
     vocab_size = objective.student.config.vocab_size
@@ -87,7 +90,11 @@ def check_before_training(
                 return float(objective(replace(batch, labels=labels), None, count)[0])
 
             findings += _sanity("model", loss, batch, vocab_size=vocab_size)
-    findings += _gradients(objective, batch) or _accumulation(objective, batch)
+    valid = float(batch.valid)
+    own = objective(batch, None, valid)[0]
+    findings += _gradients(objective.student, own) or _accumulation(objective, batch)
+    if isinstance(teacher, CorrectedTeacher):
+        findings += _gradients(teacher.model, teacher(batch, valid)[0])
     raise_all(findings)
 
 
@@ -222,15 +229,15 @@ def _sanity(
     return findings
 
 
-def _gradients(objective: Objective, batch: Batch) -> list[Problem]:
+def _gradients(model: PreTrainedModel, loss: Tensor) -> list[Problem]:
     """One backward pass of the language-model loss must reach every trainable tensor."""
-    objective(batch, None, float(batch.valid))[0].backward()
+    loss.backward()
     norms = {
         name: None if p.grad is None else float(whole(p.grad.norm()))
-        for name, p in objective.student.named_parameters()
+        for name, p in model.named_parameters()
         if p.requires_grad and not starts_still(name)
     }
-    objective.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
     unreached = [name for name, norm in norms.items() if not norm]
     broken = [name for name, norm in norms.items() if norm is not None and not math.isfinite(norm)]
     return [
@@ -242,6 +249,8 @@ def _gradients(objective: Objective, batch: Batch) -> list[Problem]:
     ]
 
 
+# What is compiled for the shape of the training's batches is not compiled for another one.
+@torch.compiler.set_stance("force_eager")
 def _accumulation(objective: Objective, batch: Batch) -> list[Problem]:
     """Four quarters of a batch, one after the other, must give the gradient of all at once.
 

@@ -1,7 +1,8 @@
 """What a training does next, as a function of how far it is: windows, batch and learning rate.
 
 A training runs through phases, most have one. Its place is a count of tokens within a phase, not a
-number of steps, so it goes on from there with a larger or smaller batch and misses nothing.
+number of steps, so it goes on from there with a larger or smaller batch and misses nothing. One
+without stated phases may go on in windows of another length too: the history says what was read.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from paretron.data.order import Stretch
-from paretron.errors import Code, Problem, raise_all
+from paretron.data.unread import Continuation
+from paretron.errors import Code, ParetronError, Problem, raise_all
 from paretron.recipe import Distill, Training
 from paretron.recipe.training import Phase
 
@@ -51,6 +53,8 @@ class Schedule:
 
     legs: tuple[Leg, ...]
     warmup_steps: int
+    continuation: Continuation | None = None  # of a text that was begun in other windows,
+    begins: int = 0  # and how many tokens were read of it in those
 
     @classmethod
     def of(cls, settings: Training, *, seq_len: int) -> Schedule:
@@ -83,6 +87,27 @@ class Schedule:
         )
         return cls(legs, settings.warmup_steps)
 
+    def first(self, tokens: int, *, lr: float, min_lr: float, warmup_steps: int) -> Schedule:
+        """The steps of the first `tokens` tokens on one curve of their own.
+
+        RECIPE_VALUE when they hold not even one step.
+        """
+        legs: list[Leg] = []
+        for leg in self.legs:
+            share = min(leg.tokens, tokens - sum(each.tokens for each in legs))
+            legs.append(replace(leg, tokens=share, lr=None if legs else lr, min_lr=min_lr))
+        if not legs[0].steps():
+            step = legs[0].tokens_per_step
+            raise ParetronError(
+                Problem(
+                    Code.RECIPE_VALUE,
+                    f"{tokens} tokens are less than one step of {step}",
+                    where="correct.tokens",
+                    fix="more tokens, or a smaller distill.global_batch",
+                )
+            )
+        return Schedule(tuple(legs), warmup_steps)
+
     @property
     def block_len(self) -> int:
         """Phases share out blocks of so many tokens: the longest window."""
@@ -91,6 +116,22 @@ class Schedule:
     def leg(self, place: Place) -> Leg:
         """The phase of the next step."""
         return self.legs[place.phase]
+
+    def resumed(
+        self, steps: Sequence[Mapping[str, float]], *, num_tokens: int, seed: int
+    ) -> Schedule:
+        """The same after these steps of a text of `num_tokens`, whatever windows they read."""
+        if len(self.legs) > 1:
+            return self
+        read = lengths_of(steps)
+        if read and read[-1][0] == self.legs[0].seq_len:
+            read.pop()  # what this length has read already
+        if not read:
+            return self
+        windows = ((seq_len, tokens // seq_len) for seq_len, tokens in read)
+        continuation = Continuation.after(windows, num_tokens=num_tokens, seed=seed)
+        begins = sum(tokens for _, tokens in read)
+        return replace(self, continuation=continuation, begins=begins)
 
     def entered(self, place: Place) -> Place:
         """The same, or the start of the next phase where this one has no whole step left.
@@ -120,6 +161,12 @@ class Schedule:
         tokens fill. So at most one block is left out where one phase follows another.
         """
         leg = self.leg(place)
+        if self.continuation is not None:
+            first = (place.tokens - self.begins) // leg.seq_len
+            return [
+                self.continuation.window_id(sample, seq_len=leg.seq_len, seed=seed)
+                for sample in range(first, first + leg.global_batch)
+            ]
         counts = [-(-each.tokens // self.block_len) for each in self.legs]
         stretch = Stretch(
             first=sum(counts[: place.phase]),
@@ -161,6 +208,18 @@ def place_after(steps: Sequence[Mapping[str, float]]) -> Place:
     phase = steps[-1].get("phase", 0)
     before = [step["tokens"] for step in steps if step.get("phase", 0) != phase]
     return Place(int(phase), int(steps[-1]["tokens"] - max(before, default=0)))
+
+
+def lengths_of(steps: Sequence[Mapping[str, float]]) -> list[tuple[int, int]]:
+    """The lengths of windows that a history read one after the other, and the tokens in each."""
+    found: list[tuple[int, int]] = []
+    seen = 0
+    for step in steps:
+        length, now = int(step["seq_len"]), int(step["tokens"])
+        before = found.pop()[1] if found and found[-1][0] == length else 0
+        found.append((length, before + now - seen))
+        seen = now
+    return found
 
 
 def learning_rate(

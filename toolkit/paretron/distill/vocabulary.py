@@ -69,6 +69,13 @@ class Shard(Vocabulary):
         dist.all_reduce(part, dist.ReduceOp.SUM, self.group)
         return part
 
+    def gathered(self, block: Tensor) -> Tensor:
+        """Every token's, of each process's block [..., own tokens]; no gradient flows."""
+        end = -self.least(-self.end, block.device)
+        whole = block.new_zeros(*block.shape[:-1], end)
+        whole[..., self.start : self.end] = block.detach()
+        return self.total(whole)
+
     def least(self, number: int, device: torch.device) -> int:
         """The least of every process's number."""
         least = torch.tensor([number], device=device)

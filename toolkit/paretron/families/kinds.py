@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from paretron.errors import Code, Problem
 from paretron.families.table import Family, sizes
 
 
-def merging_problem(family: Family, config: Mapping[str, Any]) -> Problem | None:
-    """Why the layers of a model cannot be merged: they are of several kinds.
+def layer_kinds(family: Family, config: Mapping[str, Any]) -> list[Hashable]:
+    """What kind each layer is of; equal for layers that could stand for each other.
 
     Layers are of one kind when they have the same tensors and the same entry in every list of the
     config that has one a layer (full attention or a window, a rotary embedding or none).
     """
     lists = [v for k in family.per_layer_lists if isinstance(v := config.get(k), list)]
     layers = range(sizes(family, config)["layers"])
-    kinds = {(family.rows(config, i), *(values[i] for values in lists)) for i in layers}
+    return [(family.rows(config, i), *(values[i] for values in lists)) for i in layers]
+
+
+def merging_problem(family: Family, config: Mapping[str, Any]) -> Problem | None:
+    """Why the layers of a model cannot be merged: they are of several kinds."""
+    kinds = set(layer_kinds(family, config))
     if len(kinds) == 1:
         return None
     return Problem(

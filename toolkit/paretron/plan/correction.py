@@ -14,7 +14,7 @@ from paretron.families.parts import layer_linears, norm_parameters
 from paretron.plan.cost import ModelFacts
 from paretron.recipe import Correct, Recipe
 from paretron.recipe.limits import peft_missing
-from paretron.recipe.training import Lora
+from paretron.recipe.training import Lora, Phase
 
 _FROZEN_BYTES = 4  # of a weight that does not train: in fp32, without gradient or moments
 
@@ -37,15 +37,32 @@ def trained_weights(correct: Correct | None, family: Family, config: Mapping[str
     return parameter_counts(family, config).total
 
 
+def corrected_tokens(recipe: Recipe) -> list[tuple[int, int]]:
+    """How many tokens a correction sees in windows of which length."""
+    if recipe.correct is None:
+        return []
+    phases = recipe.distill.phases if recipe.correct.mode == "parallel" else ()
+    seen, left = [], recipe.correct.tokens
+    for phase in phases or (Phase(seq_len=recipe.data.train.seq_len, tokens=left),):
+        seen.append((min(phase.tokens, left), phase.seq_len))
+        left -= seen[-1][0]
+    return seen
+
+
 def correction_cost(
-    correct: Correct, teacher: ModelFacts, *, trained: int, seq_len: int, kept: int
+    recipe: Recipe, teacher: ModelFacts, *, trained: int, kept: int
 ) -> tuple[int, int, int]:
     """FLOPs, bytes of memory and of disk; `kept` checkpoints stay beside the result.
 
-    The backward pass of weights that train costs two forward passes, of those that are frozen one.
+    In mode parallel, what each distillation needs besides its own: it asks the teacher anyway, so
+    the FLOPs are those of the backward pass.
     """
-    passes = 3 if correct.what == "all" else 2
-    flops = passes * teacher.forward_flops(tokens=correct.tokens, seq_len=seq_len)
+    correct = recipe.correct
+    if correct is None:
+        return 0, 0, 0
+    passes = correct.passes - (correct.mode == "parallel")
+    seen = corrected_tokens(recipe)
+    flops = passes * sum(teacher.forward_flops(tokens=n, seq_len=length) for n, length in seen)
     frozen = teacher.params if correct.what == "lora" else teacher.params - trained
     memory = ADAM_BYTES_PER_PARAM * trained + _FROZEN_BYTES * frozen
     return flops, memory, kept * CHECKPOINT_BYTES_PER_PARAM * trained + teacher.weight_bytes

@@ -13,6 +13,7 @@ from paretron.plan.correction import correction_cost
 from paretron.plan.cost import BYTES_OF, ModelFacts
 from paretron.plan.hardware import Hardware
 from paretron.plan.stages import Stage, captured_seq_len, token_limits
+from paretron.plan.trial import trial_distill
 from paretron.recipe import Distill, Recipe, Search, Training
 
 KEPT_CHECKPOINTS = 2
@@ -49,7 +50,7 @@ def estimate_stages(
     corrected_weights: int,
     compensations: Mapping[str, Compensation],
 ) -> dict[str, Estimate]:
-    """The estimate of every stage; students that cannot be had cost nothing.
+    """The estimate of every stage but exports; students that cannot be had cost nothing.
 
     `candidates` counts the shapes that a student's search ranks, `corrected_weights` what a
     correction of the teacher trains, `compensations` what each student's takes.
@@ -83,21 +84,25 @@ def _asked_bytes(stage: Stage, recipe: Recipe, teacher: ModelFacts, processes: i
     if stage.kind == "distill" and recipe.distill.offline is not None:
         hidden = recipe.distill.offline == "hidden"
         return _head_bytes(recipe, teacher) if hidden else 0
-    if stage.kind not in ("distill", "search") or recipe.distill.loss.logits == "none":
+    if stage.kind == "distill" and recipe.parallel_correction is not None:
+        return 0  # it trains: what it takes is shared, as the student's
+    if stage.kind not in ("distill", "trial", "search") or recipe.distill.loss.logits == "none":
         return 0
-    layers = teacher.weight_bytes * teacher.non_embedding_params // teacher.params
+    part = teacher.weight_bytes // recipe.distill.tensor_parallel
+    layers = part * teacher.non_embedding_params // teacher.params
     shares = {
         "replicated": layers,
-        "sharded": layers // processes,
+        "sharded": layers * recipe.distill.tensor_parallel // processes,
         "offloaded": layers // teacher.sizes["layers"],
     }
-    return teacher.weight_bytes - layers + shares[recipe.distill.teacher]
+    return part - layers + shares[recipe.distill.teacher]
 
 
 def _processes(stage: Stage, recipe: Recipe) -> int:
     """How many devices share a stage's work; those of a CPU are one device all the same."""
     sections: dict[str, Training | None] = {
-        "correct": recipe.correct, "distill": recipe.distill, "capture": recipe.distill
+        "correct": recipe.correct, "distill": recipe.distill, "capture": recipe.distill,
+        "trial": recipe.distill,
     }  # fmt: skip
     section = sections.get(stage.kind)
     return section.processes if section else 1
@@ -119,15 +124,22 @@ def _cost(
             return _training(teacher, pretrain, pretrain.data.seq_len)
         case "correct" if recipe.correct is not None:
             return correction_cost(
-                recipe.correct, teacher, trained=corrected_weights,
-                seq_len=recipe.data.train.seq_len, kept=KEPT_CHECKPOINTS,
-            )  # fmt: skip
+                recipe, teacher, trained=corrected_weights, kept=KEPT_CHECKPOINTS
+            )
         case "distill" if student is not None:
-            seq_len = recipe.data.train.seq_len
-            flops, memory, disk = _training(student, recipe.distill, seq_len)
-            if recipe.distill.offline is None and recipe.distill.loss.logits != "none":
-                flops += _forward(teacher, recipe.distill, seq_len)
+            flops, memory, disk = _distilling(
+                recipe.distill, teacher, student, recipe.data.train.seq_len
+            )
+            if recipe.parallel_correction is not None:
+                more = correction_cost(
+                    recipe, teacher, trained=corrected_weights, kept=KEPT_CHECKPOINTS
+                )
+                flops, memory, disk = flops + more[0], memory + more[1], disk + more[2]
             return flops, memory, disk
+        case "trial" if student is not None:
+            return _distilling(trial_distill(recipe), teacher, student, recipe.data.train.seq_len)
+        case "decide":  # a copy of the one that goes on
+            return 0, 0, teacher.weight_bytes
         case "capture":
             return _capturing(recipe, teacher)
         case "score":
@@ -146,9 +158,6 @@ def _cost(
         case "data":
             # As many tokens as are named; a text without a bound is read whole, unknown here.
             return 0, 0, 4 * sum(n or 0 for n in token_limits(recipe).values())
-        case "export":
-            facts = student or teacher
-            return 0, 2 * facts.weight_bytes, facts.weight_bytes
         case "evaluate":
             data = recipe.data.validation
             flops = teacher.forward_flops(tokens=data.tokens or 0, seq_len=data.seq_len)
@@ -162,6 +171,15 @@ def _search(stage: Stage, recipe: Recipe) -> Search:
     if search is None:
         raise ValueError(f"{stage.name} without a search section")
     return search
+
+
+def _distilling(
+    distill: Distill, teacher: ModelFacts, student: ModelFacts, seq_len: int
+) -> tuple[int, int, int]:
+    flops, memory, disk = _training(student, distill, seq_len)
+    if distill.offline is None and distill.loss.logits != "none":
+        flops += _forward(teacher, distill, seq_len)
+    return flops, memory, disk
 
 
 def _capturing(recipe: Recipe, teacher: ModelFacts) -> tuple[int, int, int]:

@@ -20,7 +20,9 @@ from paretron.plan.compensation import Compensation, compensation_cost
 from paretron.plan.correction import correction_problems, trained_weights
 from paretron.plan.cost import ModelFacts, model_facts
 from paretron.plan.estimate import Estimate, estimate_stages
+from paretron.plan.exporting import export_estimates
 from paretron.plan.hardware import Hardware, detect, free_disk_bytes, written_bytes
+from paretron.plan.parallel import parallel_problems
 from paretron.plan.shapes import student_sizes, target_problems
 from paretron.plan.sources import FoundTeacher, data_problems, find_teacher, pinned
 from paretron.plan.stages import Stage, stages_of
@@ -120,6 +122,7 @@ def make_plan(recipe: Recipe, *, out: Path, offline: bool) -> Plan:
         if facts is not None:
             students[name] = facts
     problems += _merging_problems(recipe, students.values(), found.config)
+    problems += parallel_problems(recipe, found.config, students)
     engines, formats = engine_problems(recipe)
     problems += engines
     stages = stages_of(
@@ -145,6 +148,7 @@ def make_plan(recipe: Recipe, *, out: Path, offline: bool) -> Plan:
         corrected_weights=corrected,
         compensations=compensations,
     )
+    estimates |= export_estimates(stages, exporters, teacher, students)
     disk, free = sum(e.disk_bytes for e in estimates.values()), free_disk_bytes(out)
     problems += disk_problems(disk, free, out)
     problems += memory_problems(estimates, hardware)
@@ -283,7 +287,7 @@ def engine_problems(recipe: Recipe) -> tuple[list[Problem], frozenset[str]]:
     """What keeps an engine from running here, and the formats that the engines run."""
     problems: list[Problem] = []
     formats: set[str] = set()
-    exported = {e.to for e in recipe.export} | {"hf"}
+    exported = {e.label for e in recipe.export} | {"hf"}
     if recipe.profile is None:
         return [], frozenset()
     for k, settings in enumerate(recipe.profile.engines):

@@ -10,6 +10,7 @@ from paretron.artifacts.config import DTYPE_NAMES, relabel
 from paretron.artifacts.serving import vllm_limit
 from paretron.errors import ParetronError, Problem
 from paretron.families import Family, Sizes, family_of, sizes
+from paretron.families.cuts import cut_problems
 from paretron.families.table import with_sizes
 from paretron.plan.cost import ModelFacts, model_facts
 from paretron.plan.plan import export_problems, find_exporters
@@ -94,6 +95,7 @@ def servable(recipe: Recipe, config: Mapping[str, Any]) -> Callable[[Sizes], boo
     family = family_of(config)
     teacher = sizes(family, config)
     exporters, _ = find_exporters(recipe)
+    degree = recipe.distill.tensor_parallel
     profile = recipe.profile
     on_vllm = profile is not None and any(e.name == "vllm" for e in profile.engines)
 
@@ -106,6 +108,8 @@ def servable(recipe: Recipe, config: Mapping[str, Any]) -> Callable[[Sizes], boo
         except ParetronError:
             return False
         if on_vllm and vllm_limit(new):
+            return False
+        if cut_problems(family, new, degree=degree, where="distill"):
             return False
         return not export_problems(exporters, new, "search")
 

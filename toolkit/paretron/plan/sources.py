@@ -15,7 +15,9 @@ from paretron.data.datasets import find_dataset
 from paretron.data.sources import source_files
 from paretron.errors import Code, ParetronError, Problem
 from paretron.families import explicit, family_of
+from paretron.plan.trial import trial_distill, trial_student
 from paretron.recipe import Recipe, TextSource, TokenisedSource, Training
+from paretron.recipe.training import Phase
 
 Text = TypeVar("Text", bound=TextSource)
 _PRETRAIN = "teacher.pretrain.data"
@@ -106,10 +108,17 @@ def _step_problems(recipe: Recipe) -> list[Problem]:
     pretrain, distill = recipe.teacher.pretrain, recipe.distill
     seq_len = recipe.data.train.seq_len
     trainings: list[tuple[str, Training | None, int]] = [
-        ("correct", recipe.correct, seq_len),
+        ("correct", recipe.serial_correction, seq_len),
         ("teacher.pretrain", pretrain, pretrain.data.seq_len if pretrain else 0),
     ]
     steps = [(n, t.tokens, t.global_batch * length) for n, t, length in trainings if t is not None]
+    if trial_student(recipe) is not None:
+        tried = trial_distill(recipe)
+        steps.append(("correct.trial", tried.tokens, tried.global_batch * seq_len))
+    if recipe.parallel_correction is not None:
+        first = distill.phases[0] if distill.phases else Phase(seq_len=seq_len, tokens=1)
+        step = (first.global_batch or distill.global_batch) * first.seq_len
+        steps.append(("correct", recipe.parallel_correction.tokens, step))
     if not distill.phases:
         steps.append(("distill", distill.tokens, distill.global_batch * seq_len))
     for k, phase in enumerate(distill.phases):

@@ -8,7 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from paretron.recipe import Recipe, Search
+from paretron.plan.trial import trial_distill, trial_student
+from paretron.recipe import Correct, Recipe, Search, Student
+from paretron.recipe.training import CORRECTED
 
 TEACHER, REPORT = "teacher", "report"
 
@@ -47,13 +49,17 @@ def _stages(
         if target.search is not None:  # shapes first: nothing is scored or trained for them
             yield _shapes(name, target.search, recipe)
     yield Stage("data", "data", {"tokenizer": TEACHER},
-                {"data": _plain(recipe.data), "tokens": token_limits(recipe)})  # fmt: skip
+                {"data": _texts(recipe), "tokens": token_limits(recipe)})  # fmt: skip
     teacher = TEACHER
-    if recipe.correct is not None:
+    if (serial := recipe.serial_correction) is not None:
+        alone = serial.model_copy(update={"trial": None})  # what is judged by it later
         yield Stage("correct", "correct", {"student": TEACHER, "data": "data"},
-                    _training(recipe.correct, recipe) | seed)  # fmt: skip
+                    _training(alone, recipe) | seed)  # fmt: skip
         teacher = "correct"
-    yield _score(recipe, teacher, block_sizes)
+    if (tried := trial_student(recipe)) is not None:
+        yield from _trial(tried, recipe, block_sizes)
+        teacher = "decide"
+    yield _score("score", recipe, teacher, block_sizes)
     asked = teacher
     if recipe.distill.offline is not None:
         asked = "capture"
@@ -68,32 +74,24 @@ def _stages(
         if target.search is not None:
             yield _search(name, target.search, recipe, teacher)
             shape = {"search": f"{name}.search"}
-        yield Stage(
-            pruned,
-            "prune",
-            {"model": teacher, "scores": "score", "data": "data", **shape},
-            {
-                "student": _plain(target),
-                "prune": _plain(recipe.prune),
-                "score": _plain(recipe.score),
-                "compensate": _plain(recipe.compensate),
-                "calibration": _plain(recipe.data.calibration),
-            }
-            | seed,
-            name,
-        )
+        inputs = {"model": teacher, "scores": "score", "data": "data", **shape}
+        yield Stage(pruned, "prune", inputs, _pruning(target, recipe), name)
         yield Stage(final, "distill", {"student": pruned, "teacher": asked, "data": "data"},
-                    _training(recipe.distill, recipe) | seed, name)  # fmt: skip
+                    _training(recipe.distill, recipe) | _meanwhile(recipe) | seed,
+                    name)  # fmt: skip
         evaluated |= {f"{name}.pruned": pruned, f"{name}.final": final}
+        if recipe.parallel_correction is not None:
+            evaluated[f"{name}.teacher"] = final  # the copy that lies below it
         artifacts[name] = {"hf": final}
     evaluations = {label: label.replace(".", ".evaluate-") for label in evaluated}
     for label, stage in evaluated.items():
-        owner = label.partition(".")[0]
+        owner, _, which = label.partition(".")
+        below = {"folder": CORRECTED} if which == "teacher" else {}
         yield Stage(
             evaluations[label],
             "evaluate",
             {"model": stage, "data": "data"},
-            {"evaluate": _plain(recipe.evaluate), "data": _plain(recipe.data)},
+            {"evaluate": _plain(recipe.evaluate), "data": _plain(recipe.data)} | below,
             None if owner == "teacher" else owner,
         )
     for name, by_kind in artifacts.items():
@@ -116,25 +114,58 @@ def _stages(
 def _exports(
     name: str, recipe: Recipe, by_kind: dict[str, str], engine_formats: frozenset[str]
 ) -> Iterator[Stage]:
-    """The exports of a model, each entered in `by_kind` for those after it."""
+    """The exports of a model, each entered in `by_kind` by what tells it from the others."""
+    checkpoint = by_kind["hf"]
     for export in recipe.export:
         # The teacher itself is served as it is; it is exported only to what engines need.
-        if name == "teacher" and (export.to == "hf" or export.to not in engine_formats):
+        if name == "teacher" and (export.label == "hf" or export.label not in engine_formats):
             continue
-        stage = f"{name}.export-{export.to}"
-        yield Stage(
-            stage,
-            "export",
-            {"model": by_kind["hf"]},
-            {"export": _plain(export)},
-            None if name == "teacher" else name,
-        )
-        by_kind[export.to] = stage
+        stage = f"{name}.export-{export.label}"
+        inputs: dict[str, str] = {"model": checkpoint}
+        settings: dict[str, Any] = {"export": _plain(export)}
+        if export.quantize is not None:  # calibrated on a text, and judged on another
+            inputs |= {"data": "data"}
+            settings |= {
+                "calibration": _plain(recipe.data.calibration),
+                "validation": {"seq_len": recipe.data.validation.seq_len},
+                "seed": recipe.seed,
+            }
+        yield Stage(stage, "export", inputs, settings, None if name == "teacher" else name)
+        by_kind[export.label] = stage
 
 
-def _score(recipe: Recipe, teacher: str, block_sizes: tuple[int, ...]) -> Stage:
+def _trial(name: str, recipe: Recipe, block_sizes: tuple[int, ...]) -> Iterator[Stage]:
+    """A student's short distillation by the teacher as it is and as corrected; which one goes on.
+
+    The student is cut from the teacher as it is: only who teaches differs.
+    """
+    yield _score("trial.score", recipe, TEACHER, block_sizes)
+    yield Stage("trial.prune", "prune",
+                {"model": TEACHER, "scores": "trial.score", "data": "data"},
+                _pruning(recipe.students[name], recipe), name)  # fmt: skip
+    settings = _training(trial_distill(recipe), recipe) | {"seed": recipe.seed}
+    for trial, asked in (("trial.without", TEACHER), ("trial.with", "correct")):
+        inputs = {"student": "trial.prune", "teacher": asked, "data": "data"}
+        yield Stage(trial, "trial", inputs, settings, name)
+    yield Stage("decide", "decide",
+                {"without": "trial.without", "with": "trial.with",
+                 "uncorrected": TEACHER, "corrected": "correct"}, {}, name)  # fmt: skip
+
+
+def _pruning(target: Student, recipe: Recipe) -> dict[str, Any]:
+    return {
+        "student": _plain(target),
+        "prune": _plain(recipe.prune),
+        "score": _plain(recipe.score),
+        "compensate": _plain(recipe.compensate),
+        "calibration": _plain(recipe.data.calibration),
+        "seed": recipe.seed,
+    }
+
+
+def _score(name: str, recipe: Recipe, teacher: str, block_sizes: tuple[int, ...]) -> Stage:
     return Stage(
-        "score",
+        name,
         "score",
         {"model": teacher, "data": "data"},
         {
@@ -198,11 +229,19 @@ def _captured(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def _texts(recipe: Recipe) -> dict[str, Any]:
+    """What decides which tokens a text holds; how they are read as windows does not."""
+    read = {"seq_len", "samples", "documents"}
+    return {name: source.model_dump(mode="json", exclude=read) for name, source in recipe.data}
+
+
 def token_limits(recipe: Recipe) -> dict[str, int | None]:
     """How many tokens of each text are kept: as stated, else what training can use; None is all."""
     searches = (s.search for s in recipe.students.values() if s.search)
     rounds = (tokens for search in searches for tokens in search.rounds)
-    used = max(recipe.distill.tokens, recipe.correct.tokens if recipe.correct else 0, *rounds)
+    tried = recipe.correct.trial.tokens if recipe.correct and recipe.correct.trial else 0
+    corrected = recipe.correct.tokens if recipe.correct else 0
+    used = max(recipe.distill.tokens, corrected, tried, *rounds)
     stated = {name: source.tokens for name, source in recipe.data}
     return stated | {"train": stated["train"] or used}
 
@@ -213,7 +252,7 @@ def _report_inputs(
     inputs = {f"evaluation.{label}": stage for label, stage in evaluations.items()}
     for name, by_kind in artifacts.items():
         inputs |= {f"artifact.{name}.{kind}": stage for kind, stage in by_kind.items()}
-    if recipe.correct is not None:
+    if recipe.serial_correction is not None:
         inputs["curve.correct"] = "correct"
     inputs |= {f"curve.{name}": f"{name}.distill" for name in recipe.students}
     inputs |= {f"pruned.{name}": f"{name}.prune" for name in recipe.students}
@@ -228,6 +267,15 @@ def _training(section: BaseModel, recipe: Recipe) -> dict[str, Any]:
         "train": recipe.data.train.model_dump(mode="json", include={"seq_len", "documents"}),
         "validation": {"seq_len": recipe.data.validation.seq_len},
     }
+
+
+def _meanwhile(recipe: Recipe) -> dict[str, Any]:
+    """What a teacher that is corrected along adds to a distillation's settings."""
+    correct = recipe.parallel_correction
+    if correct is None:
+        return {}
+    own = correct.model_dump(mode="json", exclude={*Correct.OF_DISTILL, "trial"})
+    return {"correct": own}
 
 
 def _plain(section: BaseModel, *, only: tuple[str, ...] | None = None) -> dict[str, Any]:

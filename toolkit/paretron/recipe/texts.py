@@ -87,6 +87,8 @@ class TrainingText(TokenisedSource):
     `documents`: "joined", each token sees all that stands before it in its window, or "apart", it
     sees its own document alone, positions count from the document's start, and no document's first
     token is learned from the one before it. Validation reads windows joined in both cases.
+    A training without stated phases that was stopped goes on with another `seq_len`: what is unread
+    of its text is cut into windows of the new length, and nothing is read twice.
     """
 
     documents: Literal["joined", "apart"] = "joined"

@@ -6,12 +6,12 @@ Numbers follow the papers: forward KL on logits alone, temperature 1, cosine dec
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from paretron.recipe.base import NUMBER as _NUMBER
-from paretron.recipe.base import Count, Positive, Rate, Section, SeqLen, Share, Tokens
+from paretron.recipe.base import Count, Name, Positive, Rate, Section, SeqLen, Share, Tokens
 from paretron.recipe.texts import TrainingText
 
 
@@ -29,6 +29,10 @@ class Training(Section):
     `global_batch` counts windows a step over all ranks; `micro_batch` those of one forward pass.
     `activation_checkpointing` saves memory for a third more work. Of several processes, one that
     does not move for `stall_timeout_s` seconds ends the training.
+    `tensor_parallel` of the processes hold one model together, each its share of every matrix, and
+    the data is divided among such groups. `attention` is PyTorch's own (sdpa) or that of the
+    package flash-attn, for bfloat16 on CUDA. `compile` turns each layer into one program for the
+    device: faster steps after a start of minutes.
     """
 
     tokens: Tokens
@@ -44,15 +48,45 @@ class Training(Section):
     checkpoint_every: Positive = 500
     eval_every: Positive = 100
     processes: Positive = 1
+    tensor_parallel: Positive = 1
+    attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
+    compile: bool = False
     activation_checkpointing: bool = False
     stall_timeout_s: Positive = 1800
 
+    @property
+    def shares(self) -> int:
+        """Into how many shares each step's windows go."""
+        return self.processes // self.tensor_parallel
+
+    @model_validator(mode="after")
+    def _flash_in_half_precision(self) -> Training:
+        if self.attention == "flash_attention_2" and self.dtype != "bfloat16":
+            raise ValueError(f"attention: flash_attention_2 goes with bfloat16, not {self.dtype}")
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_layers_are_whole(self) -> Training:
+        if self.compile and self.tensor_parallel > 1:  # torch 2.13 cannot, with checkpointing
+            raise ValueError("compile goes without tensor_parallel")
+        return self
+
+    @model_validator(mode="after")
+    def _processes_form_groups(self) -> Training:
+        if self.processes % self.tensor_parallel:
+            raise ValueError(
+                f"processes {self.processes} is not a multiple of tensor_parallel "
+                f"{self.tensor_parallel}"
+            )
+        return self
+
     @model_validator(mode="after")
     def _batches_divide(self) -> Training:
-        if self.global_batch % (self.micro_batch * self.processes):
+        if self.global_batch % (self.micro_batch * self.shares):
+            cut = f" / tensor_parallel {self.tensor_parallel}" if self.tensor_parallel > 1 else ""
             raise ValueError(
                 f"global_batch {self.global_batch} is not a multiple of micro_batch "
-                f"{self.micro_batch} x processes {self.processes}"
+                f"{self.micro_batch} x processes {self.processes}{cut}"
             )
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
@@ -80,25 +114,71 @@ class Lora(Section):
     alpha: Positive = 32
 
 
+class Trial(Section):
+    """A go or no-go for a correction: one student's shape distilled for a short while, twice.
+
+    Its teacher is once the model as it is and once the corrected one, all else is equal. The
+    corrected teacher goes on where the student's validation loss is lower with it. `student` left
+    out is the first one that is not searched for.
+    """
+
+    tokens: Tokens
+    student: Name | None = None
+
+
+CORRECTED = "teacher"  # the folder below a student of the copy that was corrected along with it
+# What a correction states for itself even where it is part of a distillation.
+_OF_A_CORRECTION = frozenset(
+    {"tokens", "lr", "min_lr", "warmup_steps", "weight_decay", "beta2", "clip"}
+)
+
+
 class Correct(Training):
     """Teacher correction: the unpruned teacher sees the distillation text first (paper 2).
 
     `what` trains all weights, those of norms alone, or `lora` adapters, which are merged into the
     matrices at the end: with the latter two, optimiser and checkpoints are small, and a larger lr
-    is usual.
+    is usual. `trial` measures whether it helps, before anything is made from it.
+    In mode "parallel" students are cut from the teacher as it is, and each learns from a copy of
+    it that is corrected on the same windows meanwhile, for `tokens`, then teaches as it is then.
+    Both are one training: batch, precision, processes and checkpoints are those of `distill` and
+    left out here. Whatever `distill.teacher` says, that copy lies in parts, as the student does.
     """
 
-    mode: Literal["serial"] = "serial"
+    OF_DISTILL: ClassVar = tuple(n for n in Training.model_fields if n not in _OF_A_CORRECTION)
+
+    mode: Literal["serial", "parallel"] = "serial"
     what: Literal["all", "norms", "lora"] = "all"
     lora: Lora | None = None
+    trial: Trial | None = None
     lr: Rate = 2e-5
     min_lr: Share = 2e-6
     warmup_steps: Count = 120
+
+    @property
+    def passes(self) -> int:
+        """What a forward and a backward pass cost, in forward passes.
+
+        The backward pass of weights that train costs two, of those that are frozen one.
+        """
+        return 3 if self.what == "all" else 2
 
     @model_validator(mode="after")
     def _lora_is_asked_for(self) -> Correct:
         if self.lora is not None and self.what != "lora":
             raise ValueError(f"lora goes with what: lora, not with what: {self.what}")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_are_not_cut(self) -> Correct:
+        if self.what == "lora" and self.tensor_parallel > 1:
+            raise ValueError("what: lora goes without tensor_parallel")
+        return self
+
+    @model_validator(mode="after")
+    def _a_trial_comes_after(self) -> Correct:
+        if self.mode == "parallel" and self.trial is not None:
+            raise ValueError("trial judges a teacher that was corrected before: mode: serial")
         return self
 
 
@@ -216,6 +296,25 @@ class Distill(Training):
         return self
 
     @model_validator(mode="after")
+    def _cut_and_compiled_fit(self) -> Distill:
+        states = self.loss.states or States()
+        if self.compile and (states.mlp_input or states.attention):
+            raise ValueError("compile goes without loss.states.mlp_input and loss.states.attention")
+        if self.tensor_parallel == 1:
+            return self
+        if self.loss.top_k is not None:
+            raise ValueError(
+                "tensor_parallel goes without loss.top_k: no process has every token's logit"
+            )
+        if states.attention:
+            raise ValueError(
+                "tensor_parallel goes without loss.states.attention: no process has all heads"
+            )
+        if self.teacher == "offloaded":
+            raise ValueError("tensor_parallel goes with teacher: replicated or sharded")
+        return self
+
+    @model_validator(mode="after")
     def _phases_fit(self) -> Distill:
         if not self.phases:
             return self
@@ -229,7 +328,7 @@ class Distill(Training):
                     f"{longest}"
                 )
             batch = phase.global_batch or self.global_batch
-            at_once = (phase.micro_batch or self.micro_batch) * self.processes
+            at_once = (phase.micro_batch or self.micro_batch) * self.shares
             if batch % at_once:
                 raise ValueError(
                     f"phases.{number}: global_batch {batch} is not a multiple of micro_batch x "

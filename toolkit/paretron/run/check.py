@@ -17,7 +17,7 @@ from paretron.plan.plan import make_plan
 from paretron.plan.shapes import student_sizes
 from paretron.plan.sources import find_teacher
 from paretron.plan.stages import TEACHER
-from paretron.recipe import Distill, Profile, Recipe, Search, Student, Training
+from paretron.recipe import Correct, Distill, Profile, Recipe, Search, Student, Training
 from paretron.recipe.training import Phase
 from paretron.run.events import Watcher
 from paretron.run.runner import run_plan
@@ -90,7 +90,7 @@ def twin_recipe(recipe: Recipe, *, folder: Path, offline: bool) -> Recipe:
             "teacher": teacher,
             "students": students,
             "data": _little_text(recipe),
-            "correct": _short(recipe.correct) if recipe.correct else None,
+            "correct": _short_correction(recipe),
             "distill": _short(recipe.distill),
             "score": _little_scoring(recipe),
             "profile": _little_profile(recipe.profile) if recipe.profile else None,
@@ -183,9 +183,9 @@ def _multiple(size: float, *, at_least: int) -> int:
 
 def _short(training: T) -> T:
     """A few steps, with accumulation and several processes where the recipe has them."""
-    micro, processes = min(2, training.micro_batch), min(2, training.processes)
-    accumulates = training.global_batch > training.micro_batch * training.processes
-    batch = micro * processes * (2 if accumulates else 1)
+    micro, shares = min(2, training.micro_batch), min(2, training.shares)
+    accumulates = training.global_batch > training.micro_batch * training.shares
+    batch = micro * shares * (2 if accumulates else 1)
     tokens = STEPS * batch * SEQ_LEN
     phases = {}
     if isinstance(training, Distill) and training.phases:
@@ -198,7 +198,7 @@ def _short(training: T) -> T:
         update=phases
         | {
             "micro_batch": micro,
-            "processes": processes,
+            "processes": shares * training.tensor_parallel,
             "global_batch": batch,
             "tokens": tokens,
             "warmup_steps": 1,
@@ -206,6 +206,19 @@ def _short(training: T) -> T:
             "eval_every": 2,
         }
     )
+
+
+def _short_correction(recipe: Recipe) -> Correct | None:
+    correct = recipe.parallel_correction
+    if correct is not None:  # ends a step before the student does where it ends before
+        step = _short(recipe.distill).global_batch * SEQ_LEN
+        steps = STEPS - (correct.tokens < recipe.distill.tokens)
+        return _short(correct).model_copy(update={"tokens": steps * step})
+    if recipe.correct is None or recipe.correct.trial is None:
+        return _short(recipe.correct) if recipe.correct else None
+    step = _short(recipe.distill).global_batch * SEQ_LEN
+    trial = recipe.correct.trial.model_copy(update={"tokens": STEPS * step})
+    return _short(recipe.correct).model_copy(update={"trial": trial})
 
 
 def _little_text(recipe: Recipe) -> Any:

@@ -15,8 +15,10 @@ from paretron.compensate.figures import FIGURES, said
 from paretron.errors import Code, ParetronError, Problem
 from paretron.plan.cost import model_facts
 from paretron.recipe import Recipe
+from paretron.recipe.training import CORRECTED
 from paretron.run.measure import PROFILE, kind_of
 from paretron.run.runner import Context
+from paretron.run.trial import decided, decision_of
 from paretron_profiling.machine import hardware
 from paretron_profiling.models import TEACHER
 from paretron_profiling.report import write_report as write_page
@@ -78,7 +80,7 @@ def _content(context: Context) -> dict[str, Any]:
         "engines": profile.get("engines", {}),
         "method": profile.get("method", {}),
         "incomplete": profile.get("incomplete"),
-        "captions": [*_captions(recipe), *_compensation(context), *_unverified(context)],
+        "captions": [*_captions(context), *_compensation(context), *_unverified(context)],
     }
 
 
@@ -150,6 +152,15 @@ def _curves(context: Context) -> Iterator[dict[str, Any]]:
         stage = "correct" if role == "curve.correct" else "distill"
         model = TEACHER if stage == "correct" else role.removeprefix("curve.")
         learned = _METRIC.get(metrics["objective"], metrics["objective"])
+        if corrected := [p for p in metrics["train"] if "teacher_loss" in p]:
+            yield {
+                "model": model,
+                "stage": "correct",
+                "metric": "loss",
+                "split": "train",
+                "tokens": [p["tokens"] for p in corrected],
+                "values": [p["teacher_loss"] for p in corrected],
+            }
         for split, metric in (("train", learned), ("validation", "loss")):
             points = metrics[split]
             yield {
@@ -162,13 +173,33 @@ def _curves(context: Context) -> Iterator[dict[str, Any]]:
             }
 
 
-def _captions(recipe: Recipe) -> list[str]:
+def _captions(context: Context) -> list[str]:
+    recipe = context.recipe
+    decision = decision_of(context.checkpoint(TEACHER))
     main = recipe.evaluate.perplexity[0]
     said = [f"Losses are mean nats a token on the recipe's {main} text."]
     trained = f"Each student was distilled on {recipe.distill.tokens:,} tokens"
-    if recipe.correct is not None:
-        trained += f", the teacher corrected on {recipe.correct.tokens:,} tokens before"
-    return [*said, trained + "."]
+    if recipe.serial_correction and (decision is None or decision["goes_on"] == "corrected"):
+        trained += f", the teacher corrected on {recipe.serial_correction.tokens:,} tokens before"
+    if recipe.parallel_correction:
+        corrected = f"{recipe.parallel_correction.tokens:,} tokens"
+        trained += f", a copy of the teacher corrected along with it, on {corrected}"
+    return [
+        *said,
+        trained + ".",
+        *([decided(decision)] if decision else []),
+        *_corrected_along(context),
+    ]
+
+
+def _corrected_along(context: Context) -> Iterator[str]:
+    """What became of each student's own copy of the teacher."""
+    main = context.recipe.evaluate.perplexity[0]
+    began = _evaluation(context, TEACHER, "final")
+    for name in context.recipe.students:
+        if ended := _evaluation(context, name, CORRECTED):
+            losses = f"{began[main]['loss']:.3f} to {ended[main]['loss']:.3f}"
+            yield f"{name}: its copy of the teacher went from {losses} nats a token."
 
 
 def _compensation(context: Context) -> Iterator[str]:

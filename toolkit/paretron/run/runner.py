@@ -44,8 +44,10 @@ class Context:
 
     def checkpoint(self, name: str) -> Path:
         """The finished Hugging Face checkpoint of the teacher or of a student."""
-        corrected = "correct" if "correct" in self.places else TEACHER
-        return self.places[corrected if name == TEACHER else f"{name}.distill"]
+        if name != TEACHER:
+            return self.places[f"{name}.distill"]
+        last = [stage for stage in (TEACHER, "correct", "decide") if stage in self.places][-1]
+        return self.places[last]
 
 
 StageFunction = Callable[[Context], None]

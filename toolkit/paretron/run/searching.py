@@ -10,12 +10,11 @@ from pathlib import Path
 
 from paretron.artifacts.manifest import MANIFEST, Provenance
 from paretron.families import Sizes
+from paretron.plan.trial import shortened
 from paretron.recipe import Distill, Search
 from paretron.run.pruning import prune_to
 from paretron.run.runner import Context
 from paretron.search.halving import TrainedLoss
-
-WARMUP_SHARE = 10  # of a short training, at most one step in ten warms up
 
 
 def search_of(context: Context) -> Search:
@@ -38,26 +37,14 @@ def trained_losses(context: Context, shapes: Mapping[str, Sizes]) -> TrainedLoss
                 context, shapes[key], out=pruned, provenance=_provenance(context, "prune", key)
             )
         if not (trained / MANIFEST).is_file():
-            _distil(context, key, pruned, trained, short(context.recipe.distill, tokens, context))
-        loss = _final_loss(trained)
+            seq_len = context.recipe.data.train.seq_len
+            settings = shortened(context.recipe.distill, tokens, seq_len=seq_len)
+            _distil(context, key, pruned, trained, settings)
+        loss = final_loss(trained)
         shutil.rmtree(work)
         return loss
 
     return trained_loss
-
-
-def short(distill: Distill, tokens: int, context: Context) -> Distill:
-    """The recipe's distillation on fewer tokens: a schedule of its own, measured at its ends."""
-    step = distill.global_batch * context.recipe.data.train.seq_len
-    steps = max(1, tokens // step)
-    return distill.model_copy(
-        update={
-            "tokens": tokens,
-            "phases": (),
-            "warmup_steps": min(distill.warmup_steps, steps // WARMUP_SHARE),
-            "eval_every": steps,
-        }
-    )
 
 
 def _distil(context: Context, key: str, pruned: Path, trained: Path, settings: Distill) -> None:
@@ -81,7 +68,8 @@ def _distil(context: Context, key: str, pruned: Path, trained: Path, settings: D
     )
 
 
-def _final_loss(trained: Path) -> float:
+def final_loss(trained: Path) -> float:
+    """The validation loss at the end of a training, in nats a token."""
     from paretron.distill.stage import METRICS
 
     metrics = json.loads((trained / METRICS).read_text("utf-8"))

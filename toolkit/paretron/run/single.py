@@ -11,8 +11,9 @@ from pydantic import BaseModel
 
 from paretron.artifacts.manifest import Provenance
 from paretron.artifacts.staging import refuse_existing, refuse_overlap
+from paretron.data.texts import Texts
 from paretron.plan.stages import captured_seq_len
-from paretron.recipe import Recipe, TokenisedSource, Training
+from paretron.recipe import Correct, Recipe, TokenisedSource, Training
 from paretron.run.events import OnEvent
 from paretron.run.memory import input_identity
 from paretron.run.signals import interruptible
@@ -40,14 +41,32 @@ def provenance_of(
 
 @contextmanager
 def text_store(
-    source: TokenisedSource, *, tokenizer: Path, at_most: int | None = None
+    source: TokenisedSource, *, tokenizer: Path, offline: bool, at_most: int | None = None
 ) -> Iterator[Path]:
     """A recipe's text as tokens, in a temporary folder; `at_most` where it states no bound."""
     with tempfile.TemporaryDirectory(prefix="paretron-") as folder:
         store = Path(folder) / "tokens"
         limit = source.tokens or at_most
-        build_store(source, store, tokenizer=tokenizer, max_tokens=limit, offline=False)
+        build_store(source, store, tokenizer=tokenizer, max_tokens=limit, offline=offline)
         yield store
+
+
+@contextmanager
+def export_texts(recipe: Recipe, *, tokenizer: Path, offline: bool) -> Iterator[Texts]:
+    """The texts that a quantised export is calibrated on and judged by, in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="paretron-") as folder:
+        for name, source in (
+            ("calibration", recipe.data.calibration),
+            ("validation", recipe.data.validation),
+        ):
+            build_store(
+                source,
+                Path(folder) / name,
+                tokenizer=tokenizer,
+                max_tokens=source.tokens,
+                offline=offline,
+            )
+        yield Texts.of(recipe, Path(folder))
 
 
 def is_captured(folder: Path) -> bool:
@@ -58,7 +77,7 @@ def is_captured(folder: Path) -> bool:
 
 
 def capture_alone(
-    teacher: Path, recipe: Recipe, *, out: Path, overwrite: bool, on_event: OnEvent
+    teacher: Path, recipe: Recipe, *, out: Path, overwrite: bool, offline: bool, on_event: OnEvent
 ) -> None:
     """Keep what a teacher says of a recipe's text; its state lies beside `out` until it is done."""
     import shutil
@@ -71,7 +90,7 @@ def capture_alone(
     state = out.parent / f".{out.name}.state"
     with (
         interruptible(),
-        text_store(text, tokenizer=teacher, at_most=settings.tokens) as tokens,
+        text_store(text, tokenizer=teacher, offline=offline, at_most=settings.tokens) as tokens,
     ):
         capture(
             teacher,
@@ -99,6 +118,8 @@ def train_alone(
     *,
     out: Path,
     overwrite: bool,
+    offline: bool,
+    correct: Correct | None = None,
     on_event: OnEvent,
 ) -> None:
     """Correct or distil one checkpoint; its state lies beside `out` until it is done."""
@@ -111,11 +132,16 @@ def train_alone(
         refuse_overlap(out, folder)
     refuse_existing(out, overwrite=overwrite)
     texts = recipe.data
+    sections: dict[str, BaseModel] = {kind: settings}
+    if correct is not None:
+        sections["correct"] = correct
     state = out.parent / f".{out.name}.state"
     with (
         interruptible(),
-        text_store(texts.train, tokenizer=student, at_most=settings.tokens) as tokens,
-        text_store(texts.validation, tokenizer=student) as validation,
+        text_store(
+            texts.train, tokenizer=student, offline=offline, at_most=settings.tokens
+        ) as tokens,
+        text_store(texts.validation, tokenizer=student, offline=offline) as validation,
     ):
         train(
             student,
@@ -128,9 +154,10 @@ def train_alone(
             seed=recipe.seed,
             out=out,
             state=state,
-            provenance=provenance_of(kind, parents, {kind: settings}, seed=recipe.seed),
+            provenance=provenance_of(kind, parents, sections, seed=recipe.seed),
             overwrite=overwrite,
             apart=texts.train.documents == "apart",
+            correct=correct,
             on_event=on_event,
         )
     shutil.rmtree(state, ignore_errors=True)

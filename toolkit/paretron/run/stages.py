@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from paretron.artifacts.copying import link_or_copy
+from paretron.artifacts.journal import Journal
 from paretron.artifacts.staging import staged
+from paretron.data.texts import Texts
 from paretron.families import sizes
 from paretron.plan.shapes import student_sizes
 from paretron.plan.stages import captured_seq_len
@@ -23,19 +27,27 @@ def teacher(context: Context) -> None:
 
 
 def data(context: Context) -> None:
-    """The recipe's three texts as tokens, by the teacher's tokenizer."""
+    """The recipe's three texts as tokens, by the teacher's tokenizer; made in the stage's state.
+
+    There a run that was killed goes on with them.
+    """
     from paretron.run.texts import build_store
 
     with staged(context.out, provenance=context.provenance, overwrite=context.overwrite) as folder:
         for name, source in context.recipe.data:
             context.on_event("note", {"message": f"tokenising {name}"})
+            begun = context.state / name
+            depends_on = {"stage": context.provenance.stage, "text": name}
             build_store(
                 source,
-                folder / name,
+                begun,
                 tokenizer=context.folders["tokenizer"],
                 max_tokens=context.stage.settings["tokens"][name],
                 offline=context.offline,
+                journal=Journal(context.state / f"{name}.jsonl", of=depends_on, start_over=True),
             )
+            # What is published stays in the state, should the rename not come.
+            shutil.copytree(begun, folder / name, copy_function=link_or_copy)
 
 
 def correct(context: Context) -> None:
@@ -43,15 +55,27 @@ def correct(context: Context) -> None:
     section = context.recipe.correct
     if section is None:
         raise ValueError("a correct stage without a correct section")
-    _train(context, section, teacher=None)
+    _train(context, section.model_copy(update={"trial": None}), teacher=None)
 
 
 def distill(context: Context) -> None:
     """A student trained against its teacher's logits."""
-    _train(context, context.recipe.distill, teacher=context.folders["teacher"])
+    recipe = context.recipe
+    _train(
+        context,
+        recipe.distill,
+        teacher=context.folders["teacher"],
+        correct=recipe.parallel_correction,
+    )
 
 
-def _train(context: Context, section: Correct | Distill, *, teacher: Path | None) -> None:
+def _train(
+    context: Context,
+    section: Correct | Distill,
+    *,
+    teacher: Path | None,
+    correct: Correct | None = None,
+) -> None:
     from paretron.distill.stage import train
 
     texts = context.recipe.data
@@ -69,8 +93,23 @@ def _train(context: Context, section: Correct | Distill, *, teacher: Path | None
         provenance=context.provenance,
         overwrite=context.overwrite,
         apart=texts.train.documents == "apart",
+        correct=correct,
         on_event=context.on_event,
     )
+
+
+def trial(context: Context) -> None:
+    """A student's short distillation, of which the loss alone is kept."""
+    from paretron.run.trial import try_teacher
+
+    try_teacher(context)
+
+
+def decide(context: Context) -> None:
+    """The teacher that goes on: the corrected one where it was seen to teach better."""
+    from paretron.run.trial import decide_teacher
+
+    decide_teacher(context)
 
 
 def capture(context: Context) -> None:
@@ -195,7 +234,7 @@ def evaluate(context: Context) -> None:
 
     texts = dict(context.recipe.data)
     evaluate_model(
-        context.folders["model"],
+        context.folders["model"] / context.stage.settings.get("folder", ""),
         {
             name: (context.folders["data"] / name, texts[name].seq_len)
             for name in context.recipe.evaluate.perplexity
@@ -212,9 +251,11 @@ def export(context: Context) -> None:
     """One export, published only when its gates pass."""
     wanted: Mapping[str, Any] = context.stage.settings["export"]
     settings = next(e for e in context.recipe.export if e.model_dump(mode="json") == wanted)
+    tokens = context.folders.get("data")
     find_plugin(EXPORTERS, settings.to, where="export").export(
         context.folders["model"],
         export=settings,
+        texts=tokens and Texts.of(context.recipe, tokens),
         out=context.out,
         provenance=context.provenance,
         overwrite=context.overwrite,
@@ -240,6 +281,8 @@ STAGES: Mapping[str, StageFunction] = {
     "teacher": teacher,
     "data": data,
     "correct": correct,
+    "trial": trial,
+    "decide": decide,
     "capture": capture,
     "score": score,
     "shapes": shapes,

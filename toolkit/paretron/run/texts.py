@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from paretron.artifacts.journal import Journal
 from paretron.artifacts.manifest import sha256_file
 from paretron.data.mixing import Mixture, Share
 from paretron.data.sources import content_sha256, read_documents, source_files
@@ -61,8 +62,12 @@ def build_store(
     tokenizer: Path,
     max_tokens: int | None,
     offline: bool,
+    journal: Journal | None = None,
 ) -> None:
-    """Tokenise a text into a store at `folder`, documents separated by the end-of-text token."""
+    """Tokenise a text into a store at `folder`, documents separated by the end-of-text token.
+
+    With a `journal` of this text it goes on where it was stopped.
+    """
     from paretron.artifacts.models import load_tokenizer
     from paretron.data.tokens import build_token_store
     from paretron.errors import Code, ParetronError, Problem
@@ -83,6 +88,7 @@ def build_store(
         folder,
         eos_token_id=loaded.eos_token_id,
         max_tokens=max_tokens,
+        journal=journal,
     )
 
 

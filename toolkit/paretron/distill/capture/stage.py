@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from paretron.artifacts.config import family_and_config
+from paretron.artifacts.copying import link_or_copy
 from paretron.artifacts.manifest import Provenance, identity
 from paretron.artifacts.models import load_model
 from paretron.artifacts.staging import locked, refuse_existing, refuse_overlap, staged
@@ -39,11 +40,13 @@ from paretron.distill.capture.cache import (
 from paretron.distill.capture.codec import TopTokensCodec
 from paretron.distill.fused import DeferredLogits, product_dtype
 from paretron.distill.job import OnEvent, store_identity
+from paretron.distill.memory import memory_explained
+from paretron.distill.meter import peak_memory_bytes
 from paretron.distill.objective import Teacher
 from paretron.distill.preflight import check_teacher
 from paretron.distill.top import TopTokens
 from paretron.errors import Code, ParetronError, Problem, raise_all
-from paretron.families import logit_rule
+from paretron.families import logit_rule, parameter_counts
 from paretron.recipe import Distill
 from paretron.workers.launch import launch, under_torchrun
 from paretron.workers.world import World, joined_world
@@ -114,7 +117,7 @@ def capture(
     again, in files of about `file_bytes`. With `settings.processes` above 1, torchrun is started,
     unless this process is one of a torchrun's already; each holds the whole teacher.
     Events: "progress", "note". Errors: OUT_EXISTS, OUT_OVERLAP, LOCKED, RUN_MISMATCH,
-    GATE_PREFLIGHT, GATE_NONFINITE, DISK, DEVICE (a process died).
+    GATE_PREFLIGHT, GATE_NONFINITE, DISK, MEMORY, DEVICE (a process died).
     """
     job = CaptureJob(
         teacher=teacher,
@@ -152,20 +155,33 @@ def run_job(job: CaptureJob, *, on_event: OnEvent) -> None:
     """Take part in a job as the only process, or as one of torchrun's."""
     with joined_world() as world:
         if not world.leads:
-            _write_files(job, world, _silent)
+            with _memory_explained(job, world):
+                _write_files(job, world, _silent)
             return
         refuse_existing(job.out, overwrite=job.overwrite)
         for source in (job.teacher, job.tokens):
             refuse_overlap(job.out, source)
         with locked(job.state / ".lock", what=str(job.state)):
-            digests = _write_files(job, world, on_event)
+            with _memory_explained(job, world):
+                digests = _write_files(job, world, on_event)
             publishing = staged(
                 job.out, provenance=job.provenance, overwrite=job.overwrite, digests=digests
             )
             with publishing as folder:
                 for path in sorted(job.state.iterdir()):
                     if not path.name.startswith((".", "sum-")):
-                        _link(path, folder / path.name)
+                        # What is published stays here, should the rename not come.
+                        link_or_copy(path, folder / path.name)
+
+
+def _memory_explained(job: CaptureJob, world: World) -> AbstractContextManager[None]:
+    width = DTYPES[job.settings.dtype].itemsize
+    return memory_explained(
+        job.settings,
+        state_bytes=width * parameter_counts(*family_and_config(job.teacher)).total,
+        peak_bytes=lambda: peak_memory_bytes(world.device),
+        asks_alone=True,
+    )
 
 
 def _write_files(job: CaptureJob, world: World, on_event: OnEvent) -> dict[str, str]:
@@ -319,14 +335,6 @@ def _refuse_nonfinite(values: Tensor) -> None:
 
 def _sum(state: Path, number: int) -> str:
     return (state / f"sum-{number:05d}").read_text()
-
-
-def _link(path: Path, target: Path) -> None:
-    """The same file in the artifact: what is published stays here, should the rename not come."""
-    try:
-        os.link(path, target)
-    except OSError:  # some file systems know no links
-        shutil.copyfile(path, target)
 
 
 @contextmanager
