@@ -6,38 +6,40 @@ memory while writing; the gates then reload what was written as a user would.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paretron.artifacts.config import DTYPE_NAMES, relabel, servable_config
 from paretron.artifacts.jsonfile import dump
 from paretron.artifacts.manifest import Provenance
 from paretron.artifacts.reader import Checkpoint
-from paretron.artifacts.serving import transformers_note, vllm_limit
+from paretron.artifacts.serving import card_engines, transformers_note, unrun_note, vllm_limit
 from paretron.artifacts.staging import staged
 from paretron.artifacts.tokenizer import check_tokenizer
-from paretron.artifacts.writer import TensorWriter
+from paretron.artifacts.writer import DEFAULT_SHARD_BYTES
+from paretron.data.texts import Texts
 from paretron.errors import Code, ParetronError, Problem, raise_all
 from paretron.evaluate.parity import (
     BOUNDS,
     EQUAL,
     Bounds,
+    Observation,
     ParityReport,
     check_names,
-    check_weights,
     compare,
     require,
     seeded_prompts,
 )
-from paretron.families import expected_tensors
 from paretron.recipe import Export
-from paretron_exporters.exporter import OnEvent, not_quantised
+from paretron_exporters.exporter import OnEvent, not_taken
 from paretron_exporters.figures import about_model, figures
+from paretron_exporters.hf_weights import ReadBack, write_weights, written_dtypes
+from paretron_exporters.quantized import export_quantised
+from paretron_exporters.quantized_forms import calibration_needs, form_problems
 
-if TYPE_CHECKING:
-    import torch
-
+TAKES = frozenset({"dtype", "quantize", "shard_bytes"})
 _ABOUT = "A checkpoint for transformers and engines that load its format."
 
 
@@ -51,8 +53,17 @@ class HfExporter:
         try:
             relabel(config)
         except ParetronError as error:
-            return [*error.problems, *not_quantised(export)]
-        return not_quantised(export)
+            return [*error.problems, *not_taken(export, takes=TAKES)]
+        problems = not_taken(export, takes=TAKES)
+        if export.quantize is not None:
+            problems += form_problems(config, quantize=export.quantize)
+        return problems
+
+    def needs(self, export: Export, *, params: int, embedding_params: int) -> tuple[int, int]:
+        """Nothing where weights stream; see `calibration_needs` for where they do not."""
+        if export.quantize is None:
+            return 0, 0
+        return calibration_needs(export.quantize, params=params, embedding_params=embedding_params)
 
     def export(
         self,
@@ -61,6 +72,7 @@ class HfExporter:
         export: Export,
         out: Path,
         provenance: Provenance,
+        texts: Texts | None = None,
         overwrite: bool = False,
         on_event: OnEvent,
     ) -> ParityReport:
@@ -75,29 +87,42 @@ class HfExporter:
         checkpoint = Checkpoint.open(source)
         check_tokenizer(source, vocab=checkpoint.config["vocab_size"])
         raise_all(self.problems(checkpoint.config, export=export))
+        if export.quantize is not None:
+            return export_quantised(
+                checkpoint, export=export, out=out, provenance=provenance, texts=texts,
+                overwrite=overwrite, on_event=on_event,
+            )  # fmt: skip
         dtypes = written_dtypes(checkpoint, export.dtype)
         main = DTYPE_NAMES[dtypes["model.embed_tokens.weight"]]
         unchanged = all(dtypes[n] == e.dtype for n, e in checkpoint.entries.items())
-        with staged(out, provenance=provenance, overwrite=overwrite) as folder:
-            write_weights(checkpoint, folder, dtypes=dtypes, on_event=on_event)
+        digests: dict[str, str] = {}
+        with staged(out, provenance=provenance, overwrite=overwrite, digests=digests) as folder:
+            weights = write_weights(
+                checkpoint,
+                folder,
+                dtypes=dtypes,
+                shard_bytes=export.shard_bytes or DEFAULT_SHARD_BYTES,
+                digests=digests,
+                on_event=on_event,
+            )
             config = servable_config(checkpoint.config, dtype=main)
             write_companions(folder, config=config, source=source)
             on_event("note", {"message": "comparing the export with its source"})
             report = prove(
-                checkpoint, folder, dtypes=dtypes, bounds=EQUAL if unchanged else BOUNDS[main]
+                checkpoint, folder, weights=weights, bounds=EQUAL if unchanged else BOUNDS[main]
             )
             dump(folder / "parity.json", report.as_json())
-            limit = vllm_limit(config)
-            said = [text for text in (limit, transformers_note(config)) if text]
+            said = [text for text in (vllm_limit(config), transformers_note(config)) if text]
             for text in said:
                 on_event("note", {"message": text})
+            engines = card_engines(config)
             write_card(
                 folder,
                 title=about_model(config),
-                about=" ".join((_ABOUT, *said)),
+                about=" ".join((_ABOUT, *said, unrun_note(engines, config))).strip(),
                 provenance=provenance,
                 numbers=figures(config, report, dtype=main),
-                engines=("transformers",) if limit else ("transformers", "vLLM"),
+                engines=engines,
             )
         return report
 
@@ -105,65 +130,13 @@ class HfExporter:
 EXPORTER = HfExporter()
 
 
-def written_dtypes(checkpoint: Checkpoint, dtype: str | None) -> dict[str, str]:
-    """The safetensors dtype that each tensor gets: its own, or the one asked for.
-
-    UNSUPPORTED for a checkpoint in another dtype than float32, bfloat16 and float16.
-    """
-    if dtype is not None:
-        wanted = next(k for k, v in DTYPE_NAMES.items() if v == dtype)
-        return dict.fromkeys(checkpoint.entries, wanted)
-    for name, entry in checkpoint.entries.items():
-        if entry.dtype not in DTYPE_NAMES:
-            raise ParetronError(
-                Problem(
-                    Code.UNSUPPORTED,
-                    f"dtype {entry.dtype}; supported: {', '.join(DTYPE_NAMES)}",
-                    where=f"{entry.file}: {name}",
-                    fix="state the export's dtype: float32, bfloat16 or float16",
-                )
-            )
-    return {n: e.dtype for n, e in checkpoint.entries.items()}
-
-
-def write_weights(
-    checkpoint: Checkpoint, folder: Path, *, dtypes: Mapping[str, str], on_event: OnEvent
-) -> None:
-    """Stream every tensor of the table, in its order, into safetensors shards."""
-    names = expected_tensors(checkpoint.family, checkpoint.config)
-    layout = {n: (dtypes[n], shape) for n, shape in names.items()}
-    with TensorWriter(folder, layout) as writer:
-        for done, name in enumerate(names, start=1):
-            writer.write(name, cast(checkpoint, name, dtypes[name]))
-            on_event("progress", {"done": done, "total": len(names), "unit": "tensors"})
-
-
-def cast(checkpoint: Checkpoint, name: str, dtype: str) -> torch.Tensor:
-    """One tensor of a checkpoint in a safetensors dtype; GATE_NONFINITE when it overflows."""
-    import torch
-
-    tensor = checkpoint.read(name)
-    if checkpoint.entries[name].dtype == dtype:
-        return tensor
-    out = tensor.to(getattr(torch, DTYPE_NAMES[dtype]))
-    if not torch.isfinite(out).all():
-        raise ParetronError(
-            Problem(
-                Code.GATE_NONFINITE,
-                f"{float(tensor.abs().max()):.3g} is too large for {DTYPE_NAMES[dtype]}",
-                where=f"{checkpoint.entries[name].file}: {name}",
-                fix="export as bfloat16 or float32",
-            )
-        )
-    return out
-
-
 def prove(
-    checkpoint: Checkpoint, folder: Path, *, dtypes: Mapping[str, str], bounds: Bounds
+    checkpoint: Checkpoint, folder: Path, *, weights: ReadBack, bounds: Bounds
 ) -> ParityReport:
-    """Levels L0 to L4 of what was written against its source; raises at the first that fails."""
-    from paretron_exporters.transformers_engine import observe_transformers
+    """Levels L0 to L4 of what was written against its source; raises at the first that fails.
 
+    A model too large to be run as a whole is run as its twin, and the report says so.
+    """
     written = reopen(folder)
     what = (f"source {checkpoint.dtype}", f"export {written.dtype}")
     names = check_names(
@@ -171,18 +144,35 @@ def prove(
         {n: e.shape for n, e in written.entries.items()},
     )
     require(ParityReport(*what, (names,)))
-    weights = check_weights(_pairs(checkpoint, written, dtypes), bound=0.0)
-    require(ParityReport(*what, (weights,)))
-    prompts = seeded_prompts(written.config)
-    reference = observe_transformers(checkpoint.path, prompts)
-    candidate = observe_transformers(folder, prompts)
+    equal = weights.check(written)
+    require(ParityReport(*what, (equal,)))
+    reference, candidate, run = observe_both(checkpoint, written)
+    computed = compare(reference, candidate, bounds=bounds)
     report = ParityReport(
         f"{what[0]} in {reference.engine}",
         f"{what[1]} in {candidate.engine}",
-        (names, weights, *compare(reference, candidate, bounds=bounds)),
+        (names, equal, *(replace(c, about=c.about + run) for c in computed)),
     )
     require(report)
     return report
+
+
+def observe_both(
+    checkpoint: Checkpoint, written: Checkpoint
+) -> tuple[Observation, Observation, str]:
+    """What transformers computes of source and export, one after the other, and what was run."""
+    from paretron_exporters.transformers_engine import observe_transformers
+    from paretron_exporters.twin import TWIN_PROMPTS, fits, twin_config, twin_model, twin_of
+
+    if fits(checkpoint):
+        prompts = seeded_prompts(written.config)
+        reference = observe_transformers(checkpoint.path, prompts)
+        return reference, observe_transformers(written.path, prompts), ""
+    twin = twin_of(checkpoint)
+    prompts = seeded_prompts(twin_config(written.family, written.config, twin))[-TWIN_PROMPTS:]
+    reference = observe_transformers(twin_model(checkpoint, twin), prompts)
+    candidate = observe_transformers(twin_model(written, twin), prompts)
+    return reference, candidate, f", {twin.about}"
 
 
 def reopen(folder: Path) -> Checkpoint:
@@ -193,10 +183,3 @@ def reopen(folder: Path) -> Checkpoint:
         raise ParetronError(
             *(Problem(Code.GATE_RELOAD, p.cause, where=p.where) for p in error.problems)
         ) from error
-
-
-def _pairs(
-    checkpoint: Checkpoint, written: Checkpoint, dtypes: Mapping[str, str]
-) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    for name in written.entries:
-        yield name, cast(checkpoint, name, dtypes[name]), written.read(name)

@@ -20,12 +20,13 @@ SMALL = 100_000_000
 
 
 class TransformersEngine:
-    """A checkpoint folder in transformers, in float32 on the CPU."""
+    """A checkpoint folder, or a model that is there already, in float32 on the CPU."""
 
     name = "transformers float32"
 
-    def __init__(self, folder: Path) -> None:
-        self.model: PreTrainedModel = load_model(folder)
+    def __init__(self, source: Path | PreTrainedModel) -> None:
+        model = load_model(source) if isinstance(source, Path) else source
+        self.model: PreTrainedModel = model
         for parameter in self.model.parameters():
             # Out of the file's mapping: kernels round differently by alignment, and two files
             # with the same weights must give the same bits.
@@ -63,9 +64,9 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def observe_transformers(folder: Path, prompts: Sequence[Prompt]) -> Observation:
-    """Load a checkpoint, observe it, and free its memory again."""
-    engine = TransformersEngine(folder)
+def observe_transformers(source: Path | PreTrainedModel, prompts: Sequence[Prompt]) -> Observation:
+    """Load a checkpoint, or take a model, observe it, and free its memory again."""
+    engine = TransformersEngine(source)
     try:
         return observe(engine, prompts)
     finally:

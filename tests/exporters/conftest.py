@@ -36,9 +36,15 @@ def run_export() -> RunExport:
         *,
         dtype: str | None = None,
         quantize: str | None = None,
+        shard_bytes: int | None = None,
+        backend: str | None = None,
+        device: str | None = None,
         **more: Any,
     ) -> ParityReport:
-        asked = {"to": exporter.name, "dtype": dtype, "quantize": quantize}
+        asked = {
+            "to": exporter.name, "dtype": dtype, "quantize": quantize, "shard_bytes": shard_bytes,
+            "backend": backend, "device": device,
+        }  # fmt: skip
         report = exporter.export(
             source,
             export=Export.model_validate(asked),

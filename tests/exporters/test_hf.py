@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from paretron.artifacts.companions import TOKENIZER_FILES
@@ -111,20 +112,16 @@ def test_a_cast_rounds_and_nothing_more(
 
 
 def test_a_value_that_the_dtype_cannot_hold_is_named(
-    pico: PicoMaker, run_export: RunExport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pico: PicoMaker, run_export: RunExport, tmp_path: Path
 ) -> None:
-    read = Checkpoint.read
-
-    def huge(self: Checkpoint, name: str) -> torch.Tensor:
-        tensor = read(self, name)
-        return tensor * 1e6 if name == "model.layers.1.mlp.up_proj.weight" else tensor
-
+    name = "model.layers.1.mlp.up_proj.weight"
     source = pico(num_hidden_layers=2)
-    monkeypatch.setattr(Checkpoint, "read", huge)
+    tensors = load_file(source / "model.safetensors")
+    save_file(tensors | {name: tensors[name] * 1e6}, source / "model.safetensors", {"format": "pt"})
     with pytest.raises(ParetronError) as caught:
         run_export(EXPORTER, source, tmp_path / "out", dtype="float16")
     assert caught.value.problems[0].code is Code.GATE_NONFINITE
-    assert "model.layers.1.mlp.up_proj.weight" in caught.value.problems[0].where
+    assert name in caught.value.problems[0].where
     assert not (tmp_path / "out").exists()
 
 
@@ -234,7 +231,11 @@ def test_the_card_says_what_cannot_load_it(
     card = (tmp_path / "qwen2" / "README.md").read_text()
     assert "vLLM (0.32) cannot load it" in card
     assert "from vllm" not in card
+    assert "import sglang" not in card
+    assert "own tests: TensorRT-LLM." in card
+    assert "from tensorrt_llm" in card
     run_export(EXPORTER, pico("qwen3", name="other", num_hidden_layers=2), tmp_path / "qwen3")
     card = (tmp_path / "qwen3" / "README.md").read_text()
-    assert "from vllm" in card
+    for engine in ("from transformers", "from vllm", "import sglang", "from tensorrt_llm"):
+        assert engine in card
     assert "**TEST**" in card

@@ -76,6 +76,19 @@ if __name__ == "__main__":
     llm = LLM("PATH")
     out = llm.generate("Once upon a time", SamplingParams(max_tokens=40))
     print(out[0].outputs[0].text)""",
+    "SGLang": """\
+import sglang
+
+if __name__ == "__main__":
+    engine = sglang.Engine(model_path="PATH")
+    print(engine.generate("Once upon a time", {"max_new_tokens": 40})["text"])""",
+    "TensorRT-LLM": """\
+from tensorrt_llm import LLM, SamplingParams
+
+if __name__ == "__main__":
+    llm = LLM(model="PATH")
+    out = llm.generate("Once upon a time", SamplingParams(max_tokens=40))
+    print(out.outputs[0].text)""",
     "onnxruntime-genai": """\
 import onnxruntime_genai as og
 
@@ -88,6 +101,24 @@ generator.append_tokens(tokenizer.encode("Once upon a time"))
 while not generator.is_done():
     generator.generate_next_token()
 print(tokenizer.decode(generator.get_sequence(0)))""",
+    "onnxruntime": """\
+import numpy as np
+import onnxruntime as ort
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+prefill, decode = (ort.InferenceSession(f"PATH/{name}.onnx") for name in ("prefill", "decode"))
+ids, new, session, cache = tokenizer("Once upon a time")["input_ids"], [], prefill, {}
+for _ in range(40):
+    chunk = ids if session is prefill else new[-1:]
+    last = len(ids) + len(new)
+    positions = np.arange(last - len(chunk), last)[None]
+    out = session.run(None, {"input_ids": [chunk], "position_ids": positions, **cache})
+    named = dict(zip((o.name for o in session.get_outputs()), out))
+    new.append(int(named.pop("logits")[0, -1].argmax()))
+    cache = {name.replace("output", "input", 1): value for name, value in named.items()}
+    session = decode
+print(tokenizer.decode(ids + new))""",
     "llama.cpp": """\
 from llama_cpp import Llama
 

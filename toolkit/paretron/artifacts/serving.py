@@ -5,7 +5,7 @@ An engine that was not tried with a family is said to be untried: nothing here i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,12 @@ VLLM_CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 TP_DEGREES = (1, 2, 4, 8, 16)
 # Families whose greedy tokens vLLM was seen to give as transformers does.
 _VLLM_TRIED = ("llama", "mistral", "qwen3", "nemotron", "mixtral", "qwen3_moe")
+
+# Families that TensorRT-LLM's list of models for its PyTorch backend names; none was run here.
+_TENSORRT_LLM_NAMED = (
+    "gemma3_text", "llama", "mistral", "mixtral", "nemotron", "qwen2", "qwen3", "qwen3_moe",
+)  # fmt: skip
+_NEVER_RUN = ("SGLang", "TensorRT-LLM", "Triton Inference Server", "llama.cpp")
 
 Answer = Literal["yes", "no", "untried"]
 
@@ -63,6 +69,29 @@ def served_by(config: Mapping[str, Any]) -> tuple[Served, ...]:
         ),
         Served("tensorrt-llm", "untried", "takes this format from 1.2 on, says its maker", degrees),
     )
+
+
+def card_engines(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The engines that an exported checkpoint's card tells how to start: those that may load it.
+
+    SGLang's models were made from vLLM's, so what is known not to load there is kept from both.
+    """
+    family = family_of(config)
+    names = ["transformers"]
+    if not vllm_limit(config):
+        names += ["vLLM", "SGLang"]
+    if family.model_type in _TENSORRT_LLM_NAMED:
+        names.append("TensorRT-LLM")
+    return tuple(names)
+
+
+def unrun_note(engines: Sequence[str], config: Mapping[str, Any] | None = None) -> str:
+    """Which of the engines on a card were never run by us, or not with this model, or nothing."""
+    names = [name for name in engines if name in _NEVER_RUN]
+    if config is not None and "vLLM" in engines:
+        family = family_of(config).model_type
+        names += [] if family in _VLLM_TRIED else [f"vLLM with {family}"]
+    return f"Never run by Paretron's own tests: {', '.join(names)}." if names else ""
 
 
 def tensor_parallel_degrees(family: Family, size: Sizes) -> tuple[int, ...]:

@@ -48,6 +48,7 @@ class TensorWriter:
         self._order = iter(self._layout)
         self._first_of = {names[0]: k for k, names in enumerate(self._shards)}
         self._file: _File | None = None
+        self._starts: dict[str, int] = {}  # of the open shard's tensors, in its file
         self._current, self._missing_bytes = "", 0
         self._digests = digests
         self._hasher = ThreadPoolExecutor(1, "sha256") if digests is not None else None
@@ -82,6 +83,15 @@ class TensorWriter:
             self._missing_bytes -= rows.nbytes
             self._put(rows)
 
+    def place(self, name: str) -> tuple[Path, int]:
+        """The file of a tensor of the shard being written, and where in it the tensor starts.
+
+        What was written of it until now can be read back there.
+        """
+        assert self._file is not None  # a shard is open once its first tensor is
+        self._file.flush()
+        return self._file.path, self._starts[name]
+
     def _start(self, name: str, expected: str) -> None:
         self._current = expected
         if name == expected:
@@ -100,14 +110,16 @@ class TensorWriter:
     def _open_shard(self, number: int) -> None:
         self._close_shard()
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        position = 0
+        position, starts = 0, {}
         for name in self._shards[number]:
             dtype, shape = self._layout[name]
+            starts[name] = position
             end = position + prod(shape) * DTYPE_BYTES[dtype]
             header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, end]}
             position = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # tensors start aligned
+        self._starts = {name: 8 + len(text) + start for name, start in starts.items()}
         self._file = _File(self._folder / self._name(number), self._hasher)
         self._file.put(memoryview(struct.pack("<Q", len(text)) + text))
 
@@ -152,6 +164,10 @@ class _File:
         # Writing starts now rather than when memory runs short, and pages that are on the disk
         # are free for the next: a cache full of what nobody reads would only slow this down.
         os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def flush(self) -> None:
+        """Hand what was put to the system, for whoever opens the file."""
+        self._file.flush()
 
     def close(self) -> str:
         """Close the file and return its sha256, "" where nothing was hashed."""

@@ -172,32 +172,41 @@ def check_weights(
 ) -> Check:
     """L1: (name, expected, found) tensors of equal shape differ by at most `bound`, absolutely.
 
-    Pairs are read one at a time; the tensor with the largest difference is named.
+    Pairs are read one at a time, and those of one name in a row are parts of one tensor. The
+    tensor with the largest difference is named.
     """
-    largest, worst, count, different = 0.0, "", 0, 0
+    differences: dict[str, float] = {}
     for name, expected, found in pairs:
-        difference = _max_abs(expected, found)
-        count += 1
-        different += difference > bound
-        if difference > largest:
-            largest, worst = difference, name
+        before = differences.get(name, 0.0)
+        differences[name] = max(before, largest_difference(expected, found))
+    return weights_check(differences, bound=bound, about=about)
+
+
+def weights_check(
+    differences: Mapping[str, float], *, bound: float, about: str = "weights"
+) -> Check:
+    """L1 from the largest absolute difference of each tensor."""
+    worst = max(differences, key=lambda name: differences[name], default="")
+    largest = differences.get(worst, 0.0)
+    different = sum(difference > bound for difference in differences.values())
     return Check(
         "L1",
         about,
-        count > 0 and largest <= bound,
-        {"tensors": count, "different": different, "max_abs": largest},
+        bool(differences) and largest <= bound,
+        {"tensors": len(differences), "different": different, "max_abs": largest},
         {"max_abs": bound},
-        worst=worst,
+        worst=worst if largest else "",
     )
 
 
-def _max_abs(expected: torch.Tensor, found: torch.Tensor) -> float:
+def largest_difference(expected: torch.Tensor, found: torch.Tensor) -> float:
+    """The largest absolute difference of two tensors; infinite for NaN or another shape."""
     if expected.shape != found.shape:
         return math.inf
     largest = 0.0
     flat = zip(expected.reshape(-1).split(_CHUNK), found.reshape(-1).split(_CHUNK), strict=True)
     for a, b in flat:
-        if a.numel():
+        if a.numel() and not (a.dtype == b.dtype and a.equal(b)):
             difference = float((a.double() - b.double()).abs().max())
             largest = max(largest, math.inf if math.isnan(difference) else difference)
     return largest
