@@ -19,12 +19,15 @@ from paretron.artifacts.companions import write_companions
 from paretron.artifacts.reader import Checkpoint
 from paretron.errors import Code, ParetronError, Problem
 from paretron.evaluate.parity import Logits, Prompt
+from paretron_exporters.onnx_precision import Precision
 
 KEPT = ("genai_config.json", "model.onnx", "model.onnx.data")
 
 
-def build(checkpoint: Checkpoint, folder: Path, *, config: Mapping[str, Any]) -> None:
-    """Run the model builder in float32 for the CPU; only its graph and its config stay in `folder`.
+def build(
+    checkpoint: Checkpoint, folder: Path, *, config: Mapping[str, Any], precision: Precision
+) -> None:
+    """Run the model builder; only its graph and its config stay in `folder`.
 
     `config` is what the builder is told instead of the checkpoint's own config.json. ENGINE when
     the builder fails.
@@ -40,11 +43,10 @@ def build(checkpoint: Checkpoint, folder: Path, *, config: Mapping[str, Any]) ->
         shutil.copyfile(index, told / index.name)
     with _builder() as builder:
         # Caches cut to the window refuse to run where less than a window is asked for.
-        extra = ["hf_token=false", "windowed_kv_cache=false"]
-        options = builder.parse_extra_options(
-            "", str(told), str(made), "fp32", "cpu", str(cache), extra
-        )
-        builder.create_model("", str(told), str(made), "fp32", "cpu", str(cache), **options)
+        extra = ["hf_token=false", "windowed_kv_cache=false", *precision.options]
+        places = ("", str(told), str(made), precision.builder, precision.device, str(cache))
+        options = builder.parse_extra_options(*places, extra)
+        builder.create_model(*places, **options)
     for name in KEPT:
         (made / name).rename(folder / name)
     shutil.rmtree(scratch)
@@ -101,15 +103,17 @@ def _runtime() -> Any:
 
 
 class GenaiEngine:
-    """A folder with genai_config.json in ONNX Runtime GenAI, on the CPU."""
+    """A folder with genai_config.json in ONNX Runtime GenAI, on the CPU whatever it is made for."""
 
-    name = "onnxruntime-genai float32"
+    name = "onnxruntime-genai on the CPU"
 
     def __init__(self, folder: Path, *, max_length: int) -> None:
         self._og = _runtime()
         self._max_length = max_length
         try:
-            self._model = self._og.Model(str(folder))
+            config = self._og.Config(str(folder))
+            config.clear_providers()
+            self._model = self._og.Model(config)
         except RuntimeError as error:  # og raises nothing more specific
             raise _reload_error(error) from error
 

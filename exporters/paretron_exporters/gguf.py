@@ -9,22 +9,23 @@ from typing import Any
 from paretron.artifacts.jsonfile import dump
 from paretron.artifacts.manifest import Provenance
 from paretron.artifacts.reader import Checkpoint
+from paretron.artifacts.serving import unrun_note
 from paretron.artifacts.staging import staged
 from paretron.artifacts.tokenizer import check_tokenizer
-from paretron.errors import Code, Problem, raise_all
+from paretron.data.texts import Texts
+from paretron.errors import Problem, raise_all
 from paretron.evaluate.parity import ParityReport
-from paretron.families import Sizes, family_of, sizes
 from paretron.recipe import Export
 from paretron.versions import missing_or_old
-from paretron_exporters.exporter import OnEvent
+from paretron_exporters.exporter import OnEvent, not_taken
 from paretron_exporters.figures import about_model, figures
+from paretron_exporters.gguf_limits import unsupported
 
+TAKES = frozenset({"dtype", "quantize"})
 FLOORS = {"gguf": "0.19"}
 INSTALL = 'pip install "paretron[gguf]"'
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-ROPE_TYPES = ("default", "llama3", "linear")
-Q8_0_BLOCK = 32  # weights of one row that share a scale
 FILE = "model.gguf"
+_ENGINE = "llama.cpp"
 
 
 class GgufExporter:
@@ -33,24 +34,14 @@ class GgufExporter:
     name = "gguf"
 
     def problems(self, config: Mapping[str, Any], *, export: Export) -> list[Problem]:
-        """Families and rotary embeddings that are not written, rows that Q8_0 cannot block."""
-        family = family_of(config)
-        if family.model_type not in FAMILIES:
-            return [
-                _unsupported(f"no {family.model_type} in GGUF", f"supported: {', '.join(FAMILIES)}")
-            ]
-        problems = []
-        rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-        kind = rope.get("rope_type") or rope.get("type") or "default"
-        if kind not in ROPE_TYPES:
-            problems.append(
-                _unsupported(f"rope_type {kind}", f"supported: {', '.join(ROPE_TYPES)}")
-            )
-        if export.quantize == "q8_0":
-            problems += _unblocked(sizes(family, config))
-        elif export.quantize is not None:
-            problems.append(_unsupported(f"quantize: {export.quantize}", "supported: q8_0"))
+        """What llama.cpp does not compute as the model does, and rows that Q8_0 cannot block."""
+        problems = unsupported(config, quantize=export.quantize)
+        problems += not_taken(export, takes=TAKES)
         return [*problems, *missing_or_old(FLOORS, install=INSTALL)]
+
+    def needs(self, export: Export, *, params: int, embedding_params: int) -> tuple[int, int]:
+        """The model in float32, in memory and on disk, to be run as it was read back."""
+        return 4 * params, 4 * params
 
     def export(
         self,
@@ -59,6 +50,7 @@ class GgufExporter:
         export: Export,
         out: Path,
         provenance: Provenance,
+        texts: Texts | None = None,
         overwrite: bool = False,
         on_event: OnEvent,
     ) -> ParityReport:
@@ -86,10 +78,10 @@ class GgufExporter:
             write_card(
                 folder,
                 title=about_model(checkpoint.config),
-                about=f"A GGUF file ({kind}) for llama.cpp and what builds on it.",
+                about=_about(kind),
                 provenance=provenance,
                 numbers=numbers,
-                engines=("llama.cpp",),
+                engines=(_ENGINE,),
                 library="gguf",
             )
         return report
@@ -98,21 +90,12 @@ class GgufExporter:
 EXPORTER = GgufExporter()
 
 
-def _unblocked(size: Sizes) -> list[Problem]:
-    rows = {
-        "hidden": size["hidden"],
-        "ffn": size["ffn"],
-        "heads * head_dim": size["kv_heads"] * size["q_per_kv"] * size["head_dim"],
-    }
-    return [
-        _unsupported(
-            f"{name} is {n}, and q8_0 blocks rows by {Q8_0_BLOCK}",
-            f"nearest: {n // Q8_0_BLOCK * Q8_0_BLOCK} or {-(-n // Q8_0_BLOCK) * Q8_0_BLOCK}",
-        )
-        for name, n in rows.items()
-        if n % Q8_0_BLOCK
-    ]
-
-
-def _unsupported(cause: str, fix: str) -> Problem:
-    return Problem(Code.UNSUPPORTED, cause, fix=fix)
+def _about(kind: str) -> str:
+    """What the file is, and how to make one with fewer bits of it."""
+    text = f"A GGUF file ({kind}) for llama.cpp and what builds on it. {unrun_note((_ENGINE,))}"
+    if kind == "Q8_0":
+        return text
+    return (
+        f"{text} k-quants are made of it with llama.cpp's own tool: "
+        f"llama-quantize {FILE} model-Q4_K_M.gguf Q4_K_M"
+    )

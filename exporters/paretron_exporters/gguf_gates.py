@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from paretron.artifacts.models import save_model
+from paretron.artifacts.companions import write_companions
 from paretron.artifacts.reader import Checkpoint
+from paretron.artifacts.writer import TensorWriter
 from paretron.evaluate.parity import (
     BOUNDS,
     Bounds,
@@ -23,10 +24,13 @@ from paretron.evaluate.parity import (
 from paretron.families import sizes
 from paretron_exporters.gguf_file import (
     ROPE_FREQS,
-    from_gguf_rows,
-    gguf_names,
+    Stored,
+    from_gguf,
+    gguf_tensors,
+    norm_offset,
     read_gguf,
     rope_factors,
+    stored_shape,
 )
 from paretron_exporters.transformers_engine import observe_transformers
 
@@ -40,8 +44,8 @@ _Q8_0 = Bounds(kl=1e-2)
 def prove(checkpoint: Checkpoint, path: Path, *, kind: str) -> ParityReport:
     """Levels L0 to L4: the file's tensors, put back into a checkpoint, against the source."""
     tensors = read_gguf(path)
-    names = gguf_names(checkpoint)
-    expected = {names[n]: e.shape for n, e in checkpoint.entries.items()}
+    targets = gguf_tensors(checkpoint)
+    expected = {t: stored_shape(checkpoint, names) for t, names in targets.items()}
     size = sizes(checkpoint.family, checkpoint.config)
     factors = rope_factors(checkpoint.config, size)
     if factors is not None:
@@ -51,15 +55,19 @@ def prove(checkpoint: Checkpoint, path: Path, *, kind: str) -> ParityReport:
     l0 = check_names(expected, found)
     require(ParityReport(*what, (l0,)))
 
-    restored = {
-        name: from_gguf_rows(name, tensors[target].values(), checkpoint)
-        for name, target in names.items()
+    stored = {
+        name: part for t in targets for name, part in _parts(checkpoint, tensors[t], targets[t])
     }
-    l1 = check_weights(_relative(checkpoint, restored), bound=_RELATIVE[kind], about="weights")
+    l1 = check_weights(_relative(checkpoint, stored), bound=_RELATIVE[kind], about="weights")
     require(ParityReport(*what, (l0, l1)))
 
-    with tempfile.TemporaryDirectory(prefix="paretron-") as folder:
-        save_model(restored, Path(folder), config=checkpoint.config, companions=checkpoint.path)
+    with tempfile.TemporaryDirectory(prefix=".restored-", dir=path.parent) as folder:
+        layout = {n: ("F32", tuple(t.shape)) for n, t in stored.items()}
+        with TensorWriter(Path(folder), layout) as writer:
+            for name in layout:  # none is kept: the model is loaded next
+                tensor = stored.pop(name) - norm_offset(name, checkpoint)
+                writer.write(name, tensor.contiguous())
+        write_companions(Path(folder), config=checkpoint.config, source=checkpoint.path)
         prompts = seeded_prompts(checkpoint.config)
         reference = observe_transformers(checkpoint.path, prompts)
         candidate = observe_transformers(Path(folder), prompts)
@@ -69,10 +77,19 @@ def prove(checkpoint: Checkpoint, path: Path, *, kind: str) -> ParityReport:
     return report
 
 
+def _parts(
+    checkpoint: Checkpoint, tensor: Stored, names: Sequence[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors on disk that one of the file stands for."""
+    values = tensor.values()
+    for name, part in zip(names, values if len(names) > 1 else [values], strict=True):
+        yield name, from_gguf(name, part, checkpoint)
+
+
 def _relative(
-    checkpoint: Checkpoint, restored: dict[str, torch.Tensor]
+    checkpoint: Checkpoint, stored: dict[str, torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    for name, found in restored.items():
-        expected = checkpoint.read(name).float()
+    for name, found in stored.items():
+        expected = checkpoint.read(name).float() + norm_offset(name, checkpoint)
         largest = float(expected.abs().max()) or 1.0
         yield name, expected / largest, found / largest

@@ -13,6 +13,7 @@ from paretron.artifacts.config import servable_config
 from paretron.errors import Code, ParetronError, Problem
 from paretron.families import expected_tensors, family_of, sizes
 from paretron.recipe import Export
+from paretron_exporters.onnx_precision import precision_problems
 
 # The ways of scaling rotary embeddings that come out right, by family.
 ROPE_TYPES: Mapping[str, tuple[str, ...]] = {
@@ -26,7 +27,6 @@ ROPE_TYPES: Mapping[str, tuple[str, ...]] = {
     "phi3": ("default",),
     "granite": ("default", "linear"),
 }
-DTYPES = ("float32",)
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2")
 # Its Llama class ignores "linear"; its Mistral and Qwen2 classes do not know "llama3". But for that
 # the three are the same.
@@ -74,20 +74,16 @@ def builder_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def unsupported(config: Mapping[str, Any], export: Export) -> list[Problem]:
     """Every reason why the builder cannot export a model with this config.json."""
     family = family_of(config).model_type
-    pairs = f"supported: {', '.join(ROPE_TYPES)} in {', '.join(DTYPES)}"
     if family not in ROPE_TYPES:
-        return [Problem(Code.UNSUPPORTED, f"onnx cannot export the family {family}", fix=pairs)]
+        fix = f"supported: {', '.join(ROPE_TYPES)}"
+        return [Problem(Code.UNSUPPORTED, f"onnx cannot export the family {family}", fix=fix)]
     try:
         servable = servable_config(config, dtype="float32")
     except ParetronError as error:
         return list(error.problems)
-    found = [*_dtype(export, pairs), *_computation(family, servable), *_shape(family, servable)]
-    return [Problem(Code.UNSUPPORTED, cause, fix=fix) for cause, fix in found]
-
-
-def _dtype(export: Export, pairs: str) -> Iterator[tuple[str, str]]:
-    if export.dtype not in (None, *DTYPES):
-        yield f"onnx cannot export {export.dtype}", pairs
+    found = [*_computation(family, servable), *_shape(family, servable)]
+    problems = [Problem(Code.UNSUPPORTED, cause, fix=fix) for cause, fix in found]
+    return [*precision_problems(export), *problems]
 
 
 def _computation(family: str, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -1,140 +1,25 @@
-"""The weights inside an ONNX graph, read with suspicion and matched to the checkpoint's tensors.
-
-A graph may name any file as the place of its weights, so only plain files beside it are read.
-"""
+"""Which of a checkpoint's tensors each weight of the model builder's graph is made of."""
 
 from __future__ import annotations
 
-import os
 import re
-import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
-from math import prod
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from paretron.artifacts.reader import Checkpoint
-from paretron.errors import Code, ParetronError, Problem
 from paretron.families import expected_tensors, sizes
+from paretron_exporters.onnx_file import Graph
 
 if TYPE_CHECKING:
     import torch
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-_FLOAT32 = 1  # onnx.TensorProto.FLOAT
-_EMBEDDING_SCALE = "/model/embed_tokens/Mul"
 # Rotary tables by the attention they are for; "" where all layers share them.
 ROPE_TABLES = {
     "": ("cos_cache", "sin_cache"),
     "full_attention": ("cos_cache_global", "sin_cache_global"),
     "sliding_attention": ("cos_cache_local", "sin_cache_local"),
 }
-
-
-@dataclass(frozen=True)
-class Initialiser:
-    """Where one float32 weight of a graph lies: `start` is the byte offset in `file`."""
-
-    name: str
-    shape: tuple[int, ...]
-    file: Path
-    start: int
-
-    def read(self) -> torch.Tensor:
-        """The weight, memory-mapped and not to be written to."""
-        import torch
-
-        mapped = np.memmap(self.file, np.float32, mode="c", offset=self.start, shape=self.shape)
-        return torch.from_numpy(mapped)
-
-
-@dataclass(frozen=True)
-class Graph:
-    """An ONNX graph's versions and weights."""
-
-    ir_version: int
-    opset: int
-    initialisers: dict[str, Initialiser]
-
-
-def read_graph(model_file: Path) -> Graph:
-    """A float32 graph whose weights are external.
-
-    Errors: INPUT_UNSAFE_PATH when a weight's file is not a plain file in the graph's folder
-    (a link, a path), INPUT_TRUNCATED, INPUT_EXTERNAL when a weight is of another kind.
-    """
-    import onnx
-
-    model = onnx.load(model_file, load_external_data=False)
-    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    found = [_initialiser(t, model_file.parent) for t in model.graph.initializer]
-    return Graph(model.ir_version, opset, {i.name: i for i in found})
-
-
-def stamp_producer(model_file: Path, version: str) -> None:
-    """Put the builder's version alone into the graph.
-
-    The builder adds the commit of whatever repository its installation lies in, which would make
-    equal exports differ.
-    """
-    import onnx
-
-    model = onnx.load(model_file, load_external_data=False)
-    model.producer_version = version
-    model_file.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def write_embedding_scale(model_file: Path, scale: float) -> None:
-    """Multiply embeddings by `scale` itself, which the builder rounds to two decimals."""
-    import onnx
-
-    model = onnx.load(model_file, load_external_data=False)
-    (multiply,) = [n for n in model.graph.node if n.name == _EMBEDDING_SCALE]
-    exact = onnx.helper.make_tensor("scale", _FLOAT32, (), [scale])
-    constant = onnx.helper.make_node("Constant", [], [f"{_EMBEDDING_SCALE}/scale"], value=exact)
-    multiply.input[1] = constant.output[0]
-    model.graph.node.insert(0, constant)
-    model_file.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def _initialiser(tensor: Any, folder: Path) -> Initialiser:
-    place = {e.key: e.value for e in tensor.external_data}
-    shape = tuple(tensor.dims)
-    if tensor.data_type != _FLOAT32 or "location" not in place:
-        raise _bad(Code.INPUT_EXTERNAL, "not an external float32 weight", tensor.name)
-    file = _beside(folder, place["location"], tensor.name)
-    nbytes = 4 * prod(shape)
-    offset, length = place.get("offset", "0"), place.get("length", str(nbytes))
-    if not offset.isdecimal() or length != str(nbytes):
-        raise _bad(
-            Code.INPUT_EXTERNAL, f"offset and length do not hold {nbytes} bytes", tensor.name
-        )
-    start = int(offset)
-    if start + nbytes > file.stat().st_size:
-        raise _bad(Code.INPUT_TRUNCATED, f"{file.name} ends before byte {start + nbytes}",
-                   tensor.name)  # fmt: skip
-    return Initialiser(tensor.name, shape, file, start)
-
-
-def _beside(folder: Path, location: str, tensor: str) -> Path:
-    if not _PLAIN_NAME.fullmatch(location):
-        cause = f"{location[:80]!r} is not a plain file name"
-        raise _bad(Code.INPUT_UNSAFE_PATH, cause, tensor)
-    path = folder / location
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError as error:
-        raise _bad(Code.INPUT_MISSING, f"no file {location}", tensor) from error
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-        raise _bad(Code.INPUT_UNSAFE_PATH, f"{location} is a link", tensor)
-    return path
-
-
-def _bad(code: Code, cause: str, tensor: str) -> ParetronError:
-    return ParetronError(Problem(code, cause, where=f"model.onnx: {tensor[:200]}"))
 
 
 @dataclass(frozen=True)
@@ -152,14 +37,17 @@ class Match:
     first_row: int = 0
 
 
-def expected_initialisers(checkpoint: Checkpoint) -> dict[str, Match]:
-    """Every weight that the builder's graph of a checkpoint holds, rotary tables left out."""
+def expected_initialisers(checkpoint: Checkpoint, *, shared: bool) -> dict[str, Match]:
+    """Every weight that the builder's graph of a checkpoint holds, rotary tables left out.
+
+    `shared`: a tied embedding is there once, as the output matrix.
+    """
     layers = sizes(checkpoint.family, checkpoint.config)["layers"]
     tied = "lm_head.weight" not in checkpoint.entries
     groups: dict[str, list[str]] = {}
     # In the table's order, by which query, key and value are joined; the file's may differ.
     for name in expected_tensors(checkpoint.family, checkpoint.config):
-        groups.setdefault(_graph_name(name, layers=layers, tied=tied), []).append(name)
+        groups.setdefault(_graph_name(name, layers=layers, tied=tied and shared), []).append(name)
     found = {}
     for graph_name, names in groups.items():
         shapes = [checkpoint.entries[n].shape for n in names]
@@ -175,24 +63,41 @@ def expected_initialisers(checkpoint: Checkpoint) -> dict[str, Match]:
         found[graph_name] = Match(
             tuple(names), joined[::-1] if transposed else joined, transposed, plus
         )
+    if tied and not shared:
+        embedding = found["model.embed_tokens.weight"]
+        found["lm_head.MatMul.weight"] = replace(
+            embedding, shape=embedding.shape[::-1], transposed=True
+        )
     return found
 
 
 def weight_pairs(
-    checkpoint: Checkpoint, graph: Graph, matches: dict[str, Match]
+    checkpoint: Checkpoint, graph: Graph, matches: Mapping[str, Match], *, dtype: str
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """(the checkpoint's name, its tensor in float32, the same in the graph) for every tensor."""
+    """(the checkpoint's name, its tensor in `dtype`, the same in the graph) for every tensor.
+
+    A graph in 16 bits may keep a norm in float32 all the same.
+    """
     for graph_name, match in matches.items():
-        joined = graph.initialisers[graph_name].read()
+        initialiser = graph.initialisers[graph_name]
+        joined = initialiser.read()
         rows = joined.t() if match.transposed else joined
-        if len(match.sources) == 1:
-            (name,) = match.sources
-            own = checkpoint.read(name).narrow(0, match.first_row, len(rows))
-            yield name, own.float() + match.plus, rows
-            continue
-        parts = rows.split([checkpoint.entries[n].shape[0] for n in match.sources])
-        for name, part in zip(match.sources, parts, strict=True):
-            yield name, checkpoint.read(name).float() + match.plus, part
+        kept = dtype if initialiser.dtype == dtype else "float32"
+        start = 0
+        for name in match.sources:
+            own = source_rows(checkpoint, name, match, dtype=kept)
+            yield name, own, rows[start : start + len(own)]
+            start += len(own)
+
+
+def source_rows(checkpoint: Checkpoint, name: str, match: Match, *, dtype: str) -> torch.Tensor:
+    """What one of a match's tensors gives to the graph, cast from float32 as the builder does."""
+    import torch
+
+    own = checkpoint.read(name)
+    if len(match.sources) == 1:  # of which the graph may have a part only
+        own = own.narrow(0, match.first_row, match.shape[1 if match.transposed else 0])
+    return (own.float() + match.plus).to(getattr(torch, dtype))
 
 
 def _graph_name(name: str, *, layers: int, tied: bool) -> str:

@@ -20,8 +20,8 @@ from paretron.artifacts.models import load_model
 from paretron.errors import Code, ParetronError
 from paretron_exporters import genai, onnx, onnx_gates
 from paretron_exporters.onnx import EXPORTER
+from paretron_exporters.onnx_file import read_graph
 from paretron_exporters.onnx_limits import ROPE_TYPES
-from paretron_exporters.onnx_weights import read_graph
 from pico import PICO_FAMILIES
 
 og = pytest.importorskip("onnxruntime_genai")
@@ -163,8 +163,8 @@ def test_an_error_of_a_hundredth_in_one_tensor_is_caught(
 ) -> None:  # fmt: skip
     build = genai.build
 
-    def wrong(checkpoint: Any, folder: Path, *, config: Any) -> None:
-        build(checkpoint, folder, config=config)
+    def wrong(checkpoint: Any, folder: Path, **told: Any) -> None:
+        build(checkpoint, folder, **told)
         weight = read_graph(folder / "model.onnx").initialisers[f"model.layers.{part}"]
         width = weight.shape[1] if len(weight.shape) == 2 else 1
         place = weight.start + 4 * (row * width + column)
@@ -187,8 +187,8 @@ def test_an_engine_config_that_generates_otherwise_is_caught(
 ) -> None:
     build = genai.build
 
-    def wrong(checkpoint: Any, folder: Path, *, config: Any) -> None:
-        build(checkpoint, folder, config=config)
+    def wrong(checkpoint: Any, folder: Path, **told: Any) -> None:
+        build(checkpoint, folder, **told)
         file = folder / "genai_config.json"
         told = json.loads(file.read_text())
         told["search"]["repetition_penalty"] = 5.0

@@ -10,6 +10,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from paretron.artifacts.external import beside
+from paretron.artifacts.jsonfile import read_object
 from paretron.errors import Code, ParetronError, Problem
 from paretron.versions import missing_or_old
 from paretron_profiling.engines.engine import (
@@ -21,6 +23,7 @@ from paretron_profiling.schema import Sample
 
 FLOORS = {"onnxruntime-genai": "0.18"}
 INSTALL = 'pip install "paretron[onnx]"'
+_SETTINGS = "genai_config.json"
 
 
 class OrtGenAI:
@@ -50,8 +53,14 @@ class OrtGenAI:
     def open(
         self, model_dir: Path, *, settings: EngineSettings, limits: Limits
     ) -> Iterator[OrtSession]:
-        """Load the ONNX model folder."""
+        """Load the ONNX model folder.
+
+        INPUT_UNSAFE_PATH when a graph or its settings name a file outside of the folder, or a link:
+        the runtime would follow it.
+        """
         import onnxruntime_genai as og
+
+        check_files(model_dir)
 
         try:
             model = og.Model(str(model_dir))
@@ -112,6 +121,61 @@ class OrtSession:
         """Free the model now: its arena outlives the context otherwise."""
         self._model = None
         gc.collect()
+
+
+def check_files(model_dir: Path) -> None:
+    """Whether every file that the folder's settings and graphs name is a plain one in it."""
+    settings = read_object(
+        beside(model_dir, _SETTINGS, where=str(model_dir)), code=Code.INPUT_CONFIG
+    )
+    for name in _filenames(settings):
+        graph = beside(model_dir, name, where=str(model_dir / _SETTINGS))
+        for location in _locations(graph):
+            beside(model_dir, location, where=str(graph))
+
+
+def _filenames(settings: object) -> Iterator[str]:
+    """Every `filename` in genai_config.json, wherever it stands."""
+    if isinstance(settings, dict):
+        if isinstance(settings.get("filename"), str):
+            yield settings["filename"]
+        for value in settings.values():
+            yield from _filenames(value)
+    elif isinstance(settings, list):
+        for value in settings:
+            yield from _filenames(value)
+
+
+def _locations(graph: Path) -> set[str]:
+    """The files that any tensor of a graph says its values are in, subgraphs and all."""
+    try:
+        import onnx
+    except ImportError as error:
+        cause = f"onnx cannot be imported: {error}"
+        raise ParetronError(Problem(Code.OPTIONAL_MISSING, cause, fix=INSTALL)) from error
+    try:
+        model = onnx.load(graph, load_external_data=False)
+    except Exception as error:  # of a class of the protobuf library's
+        cause = "not an ONNX graph"
+        raise ParetronError(Problem(Code.INPUT_CONFIG, cause, where=str(graph))) from error
+    nodes = [n for f in model.functions for n in f.node]
+    tensors = [*_tensors(model.graph), *_of_nodes(nodes)]
+    return {e.value for t in tensors for e in t.external_data if e.key == "location"}
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Sequence[Any]) -> Iterator[Any]:
+    for attribute in (a for node in nodes for a in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for graph in (attribute.g, *attribute.graphs):
+            if graph.node or graph.initializer or graph.sparse_initializer:
+                yield from _tensors(graph)
 
 
 def _failure(model_dir: Path, error: RuntimeError) -> ParetronError:
