@@ -8,7 +8,10 @@ from pathlib import Path
 
 PACKAGES = ("paretron", "paretron_exporters", "paretron_profiling", "paretron_recipes")
 # These need a component that only some installations have, and say so when asked to work.
-ENTRY_POINTS = {"paretron.exporters": {"hf", "onnx"}, "paretron.engines": {"ortgenai", "vllm"}}
+ENTRY_POINTS = {
+    "paretron.exporters": {"hf", "onnx", "gguf", "trtllm", "trtllm_engine", "triton"},
+    "paretron.engines": {"ortgenai", "vllm"},
+}
 
 
 def main(prefix: Path) -> None:
@@ -32,8 +35,9 @@ def main(prefix: Path) -> None:
         f.name for f in resources.files("paretron_recipes").iterdir() if f.name.endswith("yaml")
     ]
     templates = list((resources.files("paretron_profiling") / "templates").iterdir())
-    if not recipes or not templates:
-        sys.exit(f"data files are missing: {recipes=} {templates=}")
+    triton = list((resources.files("paretron_exporters") / "triton_files").iterdir())
+    if not recipes or not templates or len(triton) != 3:
+        sys.exit(f"data files are missing: {recipes=} {templates=} {triton=}")
     print(f"{count} modules, {len(recipes)} recipes, {len(templates)} templates")
 
 

@@ -82,7 +82,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "paretron_profiling.report_schema",
         "paretron_profiling.schema",
     },
-    "paretron_exporters": PLUGIN,
+    # A quantised form is calibrated on a text and judged on another.
+    "paretron_exporters": PLUGIN | {"paretron.data", "paretron.evaluate.perplexity"},
     "paretron_profiling": PLUGIN | {"paretron.plugins"},
 }
 MAY_IMPORT["paretron.cli"] = {
@@ -95,6 +96,7 @@ MAY_IMPORT["paretron.cli"] = {
 ENGINES = {
     "gguf", "llmcompressor", "lm_eval", "modelopt", "onnx", "onnxruntime", "onnxruntime_genai",
     "peft", "pyarrow", "tensorboard", "tensorrt_llm", "tritonclient", "vllm",
+    "trackio",
     "wandb",
 }  # fmt: skip
 
@@ -102,6 +104,7 @@ ENGINES = {
 DISTRIBUTION = {
     "click": "typer", "huggingface_hub": "transformers", "pydantic_core": "pydantic",
     "ruamel": "ruamel.yaml", "modelopt": "nvidia-modelopt", "lm_eval": "lm-eval",
+    "google": "tritonclient",
     "markupsafe": "jinja2", "onnxruntime_genai": "onnxruntime-genai", "yaml": "transformers",
 }  # fmt: skip
 

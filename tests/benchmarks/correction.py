@@ -60,18 +60,24 @@ TESTS = ("wikitext-test", "gsm8k-test")
 
 @dataclass(frozen=True)
 class Way:
-    """One way to train a student; `steps` is a factor on the number of steps."""
+    """One way to train a student; a `plain` one was trimmed and not compensated."""
 
     text: str
     loss: str
     corrected: bool = False
     equal_compute: bool = False
+    plain: bool = False
 
 
 WAYS = {
     "own: KL": Way("own", "kl"),
     "own: CE, equal tokens": Way("own", "ce"),
     "own: CE, equal compute": Way("own", "ce", equal_compute=True),
+    "own: KL, teacher trained on": Way("own", "kl", corrected=True),
+    "own, plain: KL": Way("own", "kl", plain=True),
+    "own, plain: CE, equal tokens": Way("own", "ce", plain=True),
+    "own, plain: CE, equal compute": Way("own", "ce", equal_compute=True, plain=True),
+    "own, plain: KL, teacher trained on": Way("own", "kl", corrected=True, plain=True),
     "foreign: KL": Way("foreign", "kl"),
     "foreign: KL, teacher corrected": Way("foreign", "kl", corrected=True),
     "foreign: CE, equal tokens": Way("foreign", "ce"),
@@ -121,10 +127,12 @@ class Bench:
     def pruned(self, way: Way, seed: int) -> Path:
         """The student before any training, calibrated on the text that it will learn."""
         teacher = self.teacher(way, seed)
-        out: Path = self.asked.work / f"pruned-{way.text}-{way.corrected}-{seed}"
+        start = "trimmed" if way.plain else "pruned"
+        out: Path = self.asked.work / f"{start}-{way.text}-{way.corrected}-{seed}"
         if (out / MANIFEST).is_file():
             return out
-        scores = out.with_name(f"{out.name}-scores")
+        scores = out.with_name(f"scores-{way.text}-{way.corrected}-{seed}")
+        compensate = Compensate(rotate=False, refit=False) if way.plain else Compensate()
         store = self.stores[way.text]
         calibration = Calibration(path="unread.txt", seq_len=SEQ_LEN, samples=128)
         checkpoint = Checkpoint.open(teacher)
@@ -135,7 +143,7 @@ class Bench:
             )  # fmt: skip
         prune_compensated(
             teacher, scores, store, sizes=sizes(checkpoint.family, checkpoint.config) | STUDENT,
-            prune=Prune(dtype="float32"), score=Score(), compensate=Compensate(),
+            prune=Prune(dtype="float32"), score=Score(), compensate=compensate,
             calibration_settings=calibration, seed=seed, out=out, provenance=Provenance("prune"),
             on_event=silent,
         )  # fmt: skip

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 TREE = Path(__file__).parents[2]
-# Group -> its rows: recipe and command line, input models, saving, pruning, distillation.
+# Group -> its rows: recipe and command line, input models, saving, pruning, distillation, exports.
 PROMISED = {
     "R": (1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 14),
     "I": (1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 15, 16, 17, 18, 19, 21, 22, 23, 25, 26, 27),
     "S": (1, 2, 3, 4, 6, 7, 9, 10, 11, 12),
     "P": (1, 2, 3, 4, 5, 6, 7, 8, 10, 11),
     "D": (1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 15, 16, 17, 18, 19),
+    "E": (1, 2, 3, 4, 5, 11),
 }
 ROWS = [f"{group}{number}" for group, numbers in PROMISED.items() for number in numbers]
 
@@ -32,7 +33,7 @@ def ids() -> set[str]:
     assert done.returncode == 0, done.stdout[-2000:]
     names = [line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line]
     assert len(names) > 200
-    found = re.findall(r"(?<![A-Za-z0-9])([RISPD]\d+)(?!\d)", "\n".join(names), re.IGNORECASE)
+    found = re.findall(r"(?<![A-Za-z0-9])([RISPDE]\d+)(?!\d)", "\n".join(names), re.IGNORECASE)
     return {name.upper() for name in found}
 
 
