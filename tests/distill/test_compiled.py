@@ -120,7 +120,7 @@ def test_a_compiler_that_fails_is_told(
 ) -> None:
     broken = tmp_path / "c++"
     broken.write_text(
-        '#!/bin/sh\n[ "$1" = --version ] || { echo "error: no header" >&2; exit 1; }\n'
+        '#!/bin/sh\n[ "$1" = --version ] && exec g++ "$@"\necho "error: no header" >&2; exit 1\n'
     )
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))

@@ -19,8 +19,9 @@ from paretron.data.order import window_id
 from paretron.data.store import TokenStore
 from paretron.distill.batches import Batch, Windows
 from paretron.distill.losses import IGNORE
+from paretron.distill.memory import memory_explained
 from paretron.distill.stage import train
-from paretron.errors import ParetronError
+from paretron.errors import Code, ParetronError
 from paretron.recipe import Distill
 from trainingprocess import content, elsewhere, end_of, signal_at
 
@@ -182,3 +183,17 @@ def test_documents_apart_train_and_are_known_by_their_checkpoints(arguments: Arg
     assert [s["loss"] for s in steps(given["out"])] != [s["loss"] for s in steps(apart["out"])]
     with pytest.raises(ParetronError, match="apart was False"):
         train(**given | {"apart": True, "out": given["out"].with_name("third")})
+
+
+@pytest.mark.parametrize("bound", [{}, {"phases": [{"seq_len": 32, "tokens": 256}]}])
+def test_out_of_memory_advises_only_what_goes_on(bound: dict[str, Any]) -> None:
+    """Windows of stated phases cannot change under way, others can."""
+    settings = Distill.model_validate({"tokens": 256, "global_batch": 8, **bound})
+    with (
+        pytest.raises(ParetronError) as caught,
+        memory_explained(settings, state_bytes=1, peak_bytes=lambda: 2),
+    ):
+        raise MemoryError
+    (problem,) = caught.value.problems
+    assert problem.code is Code.MEMORY
+    assert ("a shorter seq_len" in problem.fix) == (not bound)

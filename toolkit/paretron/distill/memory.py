@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from paretron.errors import Code, ParetronError, Problem
-from paretron.recipe import Training
+from paretron.recipe import Distill, Training
 
 _CPU_SIGN = "can't allocate memory"  # what torch's CPU allocator says in a RuntimeError
 
@@ -52,7 +52,9 @@ def _advice(settings: Training) -> str:
         advice.append("a smaller micro_batch")
     if not settings.activation_checkpointing:
         advice.append("activation_checkpointing: true")
-    advice += ["more processes on other devices", "a shorter seq_len"]
+    advice.append("more processes on other devices")
+    if not (isinstance(settings, Distill) and (settings.phases or settings.offline)):
+        advice.append("a shorter seq_len")  # of phases or a capture it is another training
     return f"{', or '.join(advice)}; the training goes on where it was"
 
 
