@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 from collections.abc import Iterator, Mapping
@@ -161,6 +162,7 @@ def _calibrated(
     store = TokenStore.open(texts.calibration)
     ids = sample_windows(store, texts.samples, texts.calibration_seq_len, texts.seed)
     quantise(checkpoint.path, raw, form=form, ids=ids, on_event=on_event)
+    gc.collect()  # its modules refer to one another, and the gates load the model once more
     made = Written.open(raw, source=checkpoint, form=form)
     shapes = {name: shape for name, (_, shape) in layout.items()}
     names = check_names(shapes, {name: entry.shape for name, entry in made.entries.items()})

@@ -24,6 +24,7 @@ from paretron.recipe import Export
 from paretron.versions import missing_or_old
 from paretron_exporters import hf, onnx, trtllm
 from paretron_exporters.exporter import Exporter, OnEvent, not_taken
+from paretron_exporters.quantized_forms import FORMS
 from paretron_exporters.triton_lint import FLOORS, INSTALL, lint
 from paretron_exporters.triton_repository import (
     BACKENDS,
@@ -177,14 +178,26 @@ def _deployment(
         arguments = server_settings(config, export)
     elif backend == "vllm":
         written = read_object(weights / "config.json", code=Code.GATE_RELOAD)
-        arguments = vllm_arguments(export, max_seq_len=longest, dtype=written["dtype"])
+        arguments = vllm_arguments(export, max_seq_len=longest, dtype=computed_in(written))
     return Deployment(backend, longest, export.serving.max_batch_size, arguments)
+
+
+def computed_in(written: Mapping[str, Any]) -> str:
+    """The dtype to state to vLLM: that of the weights, unless no kernel of their form takes it."""
+    form = written.get("quantization_config", {}).get("quant_method")
+    wide = written["dtype"] == "float32"
+    return "bfloat16" if wide and form == "modelopt" else str(written["dtype"])
 
 
 def _vllm_problems(config: Mapping[str, Any], export: Export) -> list[Problem]:
     limit = vllm_limit(config)
     fix = "state backend: trtllm or onnx, or prune to another shape"
     problems = [Problem(Code.UNSUPPORTED, limit, fix=fix)] if limit else []
+    form = FORMS.get(export.quantize or "")
+    if form is not None and not form.vllm:
+        readable = ", ".join(f.name for f in FORMS.values() if f.vllm)
+        cause = f"vLLM (0.32) reads no {form.name}"
+        problems.append(Problem(Code.UNSUPPORTED, cause, "export.quantize", f"one of {readable}"))
     return [*problems, *bad_degrees(family_of(config), config, export)]
 
 

