@@ -50,7 +50,7 @@ def test_plain_files_beside_the_graph_are_right(folder: Folder) -> None:
 
 @pytest.mark.parametrize("location", ["../secret", "/etc/hostname", "sub/w.data", "..\\secret"])
 @pytest.mark.parametrize("part", ["location", "inner", "name"])
-def test_a_path_is_refused(part: str, location: str, folder: Folder, tmp_path: Path) -> None:
+def test_e6_a_path_is_refused(part: str, location: str, folder: Folder, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(bytes(24))
     model = folder(**{part: location})
     with (
@@ -63,7 +63,7 @@ def test_a_path_is_refused(part: str, location: str, folder: Folder, tmp_path: P
 
 @pytest.mark.parametrize("link", [os.symlink, os.link])
 @pytest.mark.parametrize("file", ["w.data", "model.onnx", "genai_config.json"])
-def test_a_link_is_refused(
+def test_e6_a_link_is_refused(
     link: Callable[[Path, Path], None], file: str, folder: Folder, tmp_path: Path
 ) -> None:
     model = folder()

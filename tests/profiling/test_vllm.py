@@ -63,7 +63,7 @@ def test_what_it_runs_with(session: VllmSession) -> None:
     assert os.getpgid(session.pid) == session.pid != os.getpgrp()
 
 
-def test_killed_in_the_middle_of_a_run(
+def test_e8_killed_in_the_middle_of_a_run(
     session: VllmSession, teacher: ModelUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Last, because it ends the session: partial result, exit 4, the log's end, no process left."""
