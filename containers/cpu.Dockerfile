@@ -3,7 +3,7 @@
 #   containers/run.sh cpu FOLDER run recipe.yaml
 # PyPI's torch is built for CUDA; `--build-arg PIP_EXTRA_INDEX_URL=...` names an index with a smaller
 # one, where there is one.
-ARG IMAGE=docker.io/library/python:3.11-slim-bookworm
+ARG IMAGE=python:3.11-slim-bookworm
 FROM ${IMAGE}
 
 ARG PIP_EXTRA_INDEX_URL

@@ -1,4 +1,4 @@
-"""vLLM's OpenAI server on the CPU: started, waited for, asked, ended with all its processes."""
+"""vLLM on the CPU, in its own interpreter: a program asked once, or its OpenAI server."""
 
 from __future__ import annotations
 
@@ -30,6 +30,20 @@ def environment(home: Path) -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "HOME": str(home),
     }
+
+
+def answer(python: str, program: Path, request: dict[str, Any], *, folder: Path) -> dict[str, Any]:
+    """What a program of ours that imports vLLM writes to `answer`, a file of the request."""
+    said = folder / "answer.json"
+    done = subprocess.run(
+        [python, "-I", str(program), json.dumps(request | {"answer": str(said)})],
+        env=environment(folder) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+        cwd=folder, timeout=600, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    found: dict[str, Any] = json.loads(said.read_text())
+    return found
 
 
 @contextmanager
@@ -72,8 +86,8 @@ def greedy(address: str, prompts: Sequence[Sequence[int]], *, steps: int) -> lis
         data=json.dumps(asked).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=300) as answer:
-        choices: list[dict[str, Any]] = json.load(answer)["choices"]
+    with urllib.request.urlopen(request, timeout=300) as said:
+        choices: list[dict[str, Any]] = json.load(said)["choices"]
     return [list(c["token_ids"]) for c in sorted(choices, key=lambda c: int(c["index"]))]
 
 

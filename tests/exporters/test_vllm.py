@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 
 from paretron_exporters.hf import EXPORTER
 from paretron_exporters.transformers_engine import TransformersEngine
+from vllmserver import answer
 
 PicoMaker = Callable[..., Path]
 RunExport = Callable[..., Any]
@@ -64,25 +63,10 @@ def test_vllm_gives_the_same_greedy_tokens(
         out = tmp_path / f"{name}-hf"
         run_export(EXPORTER, pico(family, name=name, **config), out)
         expected[str(out)] = greedy_by_transformers(out)
-    request = {
-        "models": list(expected), "prompts": PROMPTS, "steps": STEPS,
-        "answer": str(tmp_path / "answer.json"),
-    }  # fmt: skip
-    drop = ("PYTHON", "VLLM_", "HF_TOKEN", "HUGGING_FACE")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(drop)} | {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "HOME": str(tmp_path),
-    }
-    worker = Path(__file__).with_name("vllm_greedy_worker.py")
-    done = subprocess.run(
-        [python, "-I", str(worker), json.dumps(request)],
-        env=environment, cwd=tmp_path, timeout=600, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert json.loads((tmp_path / "answer.json").read_text()) == expected
+    found = answer(
+        python,
+        Path(__file__).with_name("vllm_greedy_worker.py"),
+        {"models": list(expected), "prompts": PROMPTS, "steps": STEPS},
+        folder=tmp_path,
+    )
+    assert found == expected

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from safetensors.torch import load_file
 
 from paretron.artifacts.models import load_model
 from paretron_exporters.hf import EXPORTER
+from vllmserver import answer
 
 PicoMaker = Callable[..., Path]
 RunExport = Callable[..., Any]
@@ -67,18 +66,24 @@ def test_vllm_runs_what_was_written_in_integers(
     sources = {f: pico(f, name=f, seed=3, **EXPERTS.get(f, {})) for f in out}
     for family, folder in out.items():
         run_export(EXPORTER, sources[family], folder, quantize="int8")
-    request = {
-        "models": [str(out[f]) for f in DENSE], "experts": [str(out[f]) for f in EXPERTS],
-        "prompts": PROMPTS, "steps": STEPS, "answer": str(tmp_path / "answer.json"),
-    }  # fmt: skip
-    answer = asked(python, request, tmp_path)
+    said = answer(
+        python,
+        Path(__file__).with_name("vllm_quantized_worker.py"),
+        {
+            "models": [str(out[f]) for f in DENSE],
+            "experts": [str(out[f]) for f in EXPERTS],
+            "prompts": PROMPTS,
+            "steps": STEPS,
+        },
+        folder=tmp_path,
+    )
     for family in DENSE:
-        found = answer[str(out[family])]
+        found = said[str(out[family])]
         assert agreement(likeliest(decoded(sources[family], out[family])), found["top"]) > AGREEMENT
         assert agreement(likeliest(load_model(sources[family])), found["top"]) > 0.9
         assert all(len(tokens) == STEPS for tokens in found["greedy"])
     for family in EXPERTS:
-        check_experts(answer[str(out[family])], family, out[family])
+        check_experts(said[str(out[family])], family, out[family])
 
 
 def check_experts(found: dict[str, Any], family: str, folder: Path) -> None:
@@ -101,26 +106,3 @@ def check_experts(found: dict[str, Any], family: str, folder: Path) -> None:
         parts = joined["w13" if "w13" in name else "w2"]
         expected = torch.cat([after[f"{prefix}experts.{p}.weight_scale"].flatten() for p in parts])
         assert torch.allclose(torch.tensor(values), expected)
-
-
-def asked(python: str, request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What the worker answers, which runs without anything of this process's environment."""
-    drop = ("PYTHON", "VLLM_", "HF_TOKEN", "HUGGING_FACE")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(drop)} | {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "HOME": str(folder),
-    }
-    worker = Path(__file__).with_name("vllm_quantized_worker.py")
-    done = subprocess.run(
-        [python, "-I", str(worker), json.dumps(request)],
-        env=environment, cwd=folder, timeout=600, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:]
-    found: dict[str, Any] = json.loads(Path(request["answer"]).read_text())
-    return found
