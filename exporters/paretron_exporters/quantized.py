@@ -269,6 +269,8 @@ def _notes(config: Mapping[str, Any], form: Form) -> Iterator[str]:
         yield "vLLM (0.32) has kernels for this form on GPUs alone, where it was not tried."
     elif "experts" in _axes(config):
         yield "vLLM (0.32) runs its experts on GPUs and on CPUs with AMX, and was tried on neither."
+    if form.vllm and form.calibrated and config["dtype"] == "float32":
+        yield 'vLLM (0.32) refuses float32 beside this form: give it dtype="bfloat16".'
     if note := transformers_note(config):
         yield note
     if "experts" in _axes(config):

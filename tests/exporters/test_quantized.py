@@ -129,6 +129,18 @@ def test_the_library_is_proven_on_every_family(
     assert all(n.removesuffix(".weight") in said["ignore"] for n in routers)
 
 
+def test_what_vllm_must_be_told_of_float32_is_on_the_card(
+    pico: PicoMaker, run_export: RunExport, stores: Texts, tmp_path: Path
+) -> None:
+    for dtype, told in (("float32", True), ("bfloat16", False)):
+        source, out = (
+            pico("llama", name=dtype, dtype=dtype, **wide("llama")),
+            tmp_path / f"{dtype}-fp8",
+        )
+        run_export(EXPORTER, source, out, quantize="fp8", texts=stores)
+        assert ("refuses float32" in (out / "README.md").read_text()) == told
+
+
 def test_what_engines_and_readers_need_is_written(
     pico: PicoMaker, run_export: RunExport, stores: Texts, tmp_path: Path
 ) -> None:
