@@ -243,12 +243,12 @@ pair = [worker.pb_utils.InferenceRequest([
             worker.pb_utils.Tensor("stream", worker.np.array([True]))],
             {{"max_tokens": n, "min_tokens": n}}) for n in (120, 2)]
 model._model.execute(pair)
-long, short = (request.get_response_sender().arrived for request in pair)
-while not short.get(timeout=60)[1]:
-    pass
-said = long.qsize()
 model.finalize()
-print(json.dumps([*map(worker.as_json, ends), response.error().code(), last, said, long.qsize()]))
+long, short = (request.get_response_sender() for request in pair)
+turns = [sender is long for sender in worker.pb_utils.SENT if sender in (long, short)]
+said = sum(turns[:len(turns) - turns[::-1].index(False)])
+whole = long.arrived.qsize()
+print(json.dumps([*map(worker.as_json, ends), response.error().code(), last, said, whole]))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -56,6 +56,9 @@ class InferenceResponse:
         return self._error
 
 
+SENT: list[ResponseSender] = []  # who sent each response, in order
+
+
 class ResponseSender:
     """Gives responses to whoever reads `arrived`, and refuses one after the last."""
 
@@ -67,6 +70,7 @@ class ResponseSender:
     def send(self, response: InferenceResponse, flags: int = 0) -> None:
         if self._closed:
             raise RuntimeError("a response after the final one")
+        SENT.append(self)
         self._closed = flags == TRITONSERVER_RESPONSE_COMPLETE_FINAL
         self.arrived.put((response, self._closed))
 
