@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from paretron.artifacts.headers import TensorEntry, read_header
+from paretron.artifacts.headers import TensorEntry
 from paretron.artifacts.reader import Checkpoint
-from paretron.artifacts.shards import check_index, two_places, weight_files
+from paretron.artifacts.shards import entries_of, weight_files
 from paretron.artifacts.tensors import map_entry
 from paretron.errors import Code, ParetronError, Problem
 from paretron.evaluate.parity import Check
@@ -69,14 +69,7 @@ class Written:
     ) -> Written:
         """Read the headers; GATE_RELOAD when they, or the index, do not hold together."""
         try:
-            weights = weight_files(folder)
-            found: dict[str, TensorEntry] = {}
-            for file in weights.files:
-                for name, entry in read_header(file).items():
-                    if name in found:
-                        raise two_places(found[name], entry)
-                    found[name] = entry
-            check_index(weights, found)
+            found = entries_of(weight_files(folder))
         except ParetronError as error:
             raise ParetronError(
                 *(Problem(Code.GATE_RELOAD, p.cause, where=p.where) for p in error.problems)

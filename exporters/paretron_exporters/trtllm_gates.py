@@ -28,12 +28,12 @@ from paretron.evaluate.parity import (
     weights_check,
 )
 from paretron.families import Placed, placed_tensors, sizes
+from paretron.families.cuts import cut_of
 from paretron_exporters.trtllm_layout import (
     EMBEDDING,
     HEAD,
     WEIGHT_SCALE,
     Layout,
-    cut_of,
     target_name,
 )
 from paretron_exporters.trtllm_ranks import converted, planned, rows_of, stage_targets
@@ -195,7 +195,7 @@ def _located(
 
     Every rank has its own part; one that several have is there once for each.
     """
-    size, degree, cut = proof.size, proof.layout.tensor_parallel, cut_of(place)
+    size, degree, cut = proof.size, proof.layout.tensor_parallel, cut_of(place.row)
     columns = rows = 0
     for rank, entries in enumerate(files):
         shape = entries[name].shape

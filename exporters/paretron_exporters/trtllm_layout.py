@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 from paretron.families import Family, Placed, Sizes, placed_tensors, sizes
+from paretron.families.cuts import cut_of
 from paretron.families.table import Dim
 from paretron_exporters.quantized_forms import quantised, sharing_input
-
-Cut = Literal["none", "rows", "columns"]
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _LAYER = "model.layers.{i}."
@@ -134,16 +133,6 @@ def target_name(place: Placed, family: Family, *, first_layer: int) -> str:
     return f"{prefix}{called}.{leaf}"
 
 
-def cut_of(place: Placed) -> Cut:
-    """Along which dimension a tensor is cut over the ranks of a layer."""
-    dims = place.row.dims
-    if _axes(dims[0]) & {"vocab", "ffn", "kv_heads"}:
-        return "rows"
-    if len(dims) == 2 and _axes(dims[1]) & {"ffn", "kv_heads"}:
-        return "columns"
-    return "none"
-
-
 def _of_stage(
     family: Family, config: Mapping[str, Any], layout: Layout, stage: int, layers: range
 ) -> Iterator[Placed]:
@@ -168,8 +157,8 @@ def _padding(place: Placed, piece: Piece, size: Sizes, ranks: int) -> int:
 
 
 def _piece(place: Placed, size: Sizes, ranks: int, rank: int) -> Piece:
-    shape, dims, cut = place.row.shape(size), place.row.dims, cut_of(place)
-    if cut == "none":
+    shape, dims, cut = place.row.shape(size), place.row.dims, cut_of(place.row)
+    if cut not in ("rows", "columns"):
         return Piece(place.name, range(shape[0]))
     if cut == "columns":
         each = shape[1] // ranks

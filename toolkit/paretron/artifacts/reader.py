@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from paretron.artifacts.config import DTYPE_NAMES, read_config_and_notices
 from paretron.artifacts.guard import inside
-from paretron.artifacts.headers import TensorEntry, read_header
+from paretron.artifacts.headers import TensorEntry
 from paretron.artifacts.shards import (
     INDEX,
     MAX_OF_A_KIND,
     SINGLE,
-    check_index,
-    two_places,
+    entries_of,
     weight_files,
 )
 from paretron.artifacts.tensors import check_finite, map_entry
@@ -50,13 +49,7 @@ class Checkpoint:
         notices += code_notices(path)
         family = family_of(config)
         weights = weight_files(path)
-        found: dict[str, TensorEntry] = {}
-        for file in weights.files:
-            for name, entry in read_header(file).items():
-                if name in found:
-                    raise two_places(found[name], entry)
-                found[name] = entry
-        check_index(weights, found)
+        found = entries_of(weights)
         derived = [n for n in found if n.endswith(family.derived)]
         for name in derived:
             del found[name]

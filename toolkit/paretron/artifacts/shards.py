@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paretron.artifacts.guard import inside
-from paretron.artifacts.headers import TensorEntry
+from paretron.artifacts.headers import TensorEntry, read_header
 from paretron.artifacts.jsonfile import read_object
 from paretron.errors import Code, ParetronError, Problem, raise_all
 
@@ -69,7 +69,7 @@ def weight_files(folder: Path) -> WeightFiles:
     raise _no_weights(folder)
 
 
-def check_index(weights: WeightFiles, found: dict[str, TensorEntry]) -> None:
+def _check_index(weights: WeightFiles, found: dict[str, TensorEntry]) -> None:
     """INPUT_INDEX unless the index names each tensor of the headers, where it is, and no other."""
     weight_map = weights.weight_map
     if weight_map is None:
@@ -91,7 +91,19 @@ def check_index(weights: WeightFiles, found: dict[str, TensorEntry]) -> None:
     raise_all(problems[:MAX_OF_A_KIND])
 
 
-def two_places(first: TensorEntry, second: TensorEntry) -> ParetronError:
+def entries_of(weights: WeightFiles) -> dict[str, TensorEntry]:
+    """The tensors of all files by their headers, checked against the index."""
+    found: dict[str, TensorEntry] = {}
+    for file in weights.files:
+        for name, entry in read_header(file).items():
+            if name in found:
+                raise _two_places(found[name], entry)
+            found[name] = entry
+    _check_index(weights, found)
+    return found
+
+
+def _two_places(first: TensorEntry, second: TensorEntry) -> ParetronError:
     """The error for a tensor that stands in two shards."""
     cause = f"the tensor stands in {first.file.name} and in {second.file.name}"
     return _bad_index(cause, first.name[:200])
