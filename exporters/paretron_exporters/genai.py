@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import io
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from paretron.artifacts.reader import Checkpoint
 from paretron.errors import Code, ParetronError, Problem
 from paretron.evaluate.parity import Logits, Prompt
 from paretron_exporters.onnx_precision import Precision
+from paretron_exporters.quiet import quiet, told_of
 
 KEPT = ("genai_config.json", "model.onnx", "model.onnx.data")
 
@@ -57,27 +57,16 @@ def build(
 def _builder() -> Iterator[Any]:
     """The builder's module, silenced, offline, and with its import path only while it runs."""
     _runtime()
-    said = io.StringIO()
     online, path = huggingface_hub.constants.HF_HUB_OFFLINE, list(sys.path)
     huggingface_hub.constants.HF_HUB_OFFLINE = True
+    other = f"try another version of onnxruntime-genai than {builder_version()}"
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with told_of("onnxruntime-genai's model builder", fix=other), quiet():
             from onnxruntime_genai.models import builder
 
             # It imports its own modules as top-level ones, some of them only while it builds.
             sys.path.append(str(Path(builder.__file__).parent))
             yield builder
-    except Exception as error:  # whatever it raises, a user needs one line
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's, which `staged` tells
-        line = (str(error).splitlines() or [""])[0]
-        raise ParetronError(
-            Problem(
-                Code.ENGINE,
-                f"onnxruntime-genai's model builder failed: {type(error).__name__}: {line[:300]}",
-                fix=f"try another version of onnxruntime-genai than {builder_version()}",
-            )
-        ) from error
     finally:
         huggingface_hub.constants.HF_HUB_OFFLINE = online
         sys.path[:] = path

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import copy
-import io
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretron.errors import Code, ParetronError, Problem
 from paretron_exporters.exporter import OnEvent
 from paretron_exporters.quantized_forms import Form
+from paretron_exporters.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +36,7 @@ def quantise(
             on_event("progress", {"done": done, "total": len(ids), "unit": "windows"})
 
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             import modelopt.torch.quantization as mtq
             from modelopt.torch.export import export_hf_checkpoint
 
@@ -72,20 +68,3 @@ def _config(mtq: Any, form: Form) -> dict[str, Any]:
     if form.kv_cache:
         config["quant_cfg"] = [*config["quant_cfg"], *copy.deepcopy(mtq.FP8_KV_CFG["quant_cfg"])]
     return config
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without its prints, bars and warnings: what matters of them the gates find."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(),
-            redirect_stdout(io.StringIO()),
-            redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -6,19 +6,16 @@ as inputs and outputs; both find their weights in one file. One sequence at a ti
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from paretron.artifacts.reader import Checkpoint
-from paretron.errors import Code, ParetronError, Problem
+from paretron.errors import Code, Problem
 from paretron.families import family_of
 from paretron.recipe import Export
 from paretron_exporters.onnx_file import share_weights
+from paretron_exporters.quiet import quiet, told_of
 
 FLOORS = {"onnx": "1.21", "onnxruntime": "1.24", "onnxscript": "0.7"}
 INSTALL = 'pip install "paretron[onnx]"'
@@ -73,7 +70,8 @@ def build(checkpoint: Checkpoint, folder: Path) -> None:
     sample = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     # No token ends it: a second step is needed to trace decoding.
     greedy = GenerationConfig(do_sample=False, eos_token_id=None, pad_token_id=0)
-    with _quiet():
+    other = "leave `backend` out: the model builder makes other graphs"
+    with told_of("transformers' ONNX exporter", fix=other), quiet():
         programs: dict[str, Any] = OnnxExporter().export_for_generation(
             model, sample, OnnxConfig(dynamic=True, opset_version=OPSET), generation_config=greedy
         )
@@ -84,34 +82,6 @@ def build(checkpoint: Checkpoint, folder: Path) -> None:
     for file in scratch.iterdir():
         file.unlink()
     scratch.rmdir()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Tracing prints its steps; what it raises becomes one line."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    except Exception as error:  # whatever it raises, a user needs one line
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's, which `staged` tells
-        line = (str(error).splitlines() or [""])[0]
-        raise ParetronError(
-            Problem(
-                Code.ENGINE,
-                f"transformers' ONNX exporter failed: {type(error).__name__}: {line[:300]}",
-                fix="leave `backend` out: the model builder makes other graphs",
-            )
-        ) from error
-    finally:
-        logging.disable(before)
 
 
 def _windows(family: str, config: Mapping[str, Any]) -> bool:
