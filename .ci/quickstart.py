@@ -18,7 +18,7 @@ sizes = [m["params"] for m in models.values()]
 
 promises = {
     "the run in minutes": ((done - events[0]["time"]) / 60, 9),
-    "the demo teacher's loss": (before["validation"]["loss"], 5.0),
+    "the demo teacher's loss": (before["texts"]["validation"]["loss"], 5.0),
     "the demo teacher's vocabulary": (vocabulary, 4096),
     "students' sizes apart": (max(sizes) / min(sizes) - 1, 0.03),
 }

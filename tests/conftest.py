@@ -60,3 +60,13 @@ def pico(_pico_cache: PicoMaker, tmp_path: Path) -> PicoMaker:
         return Path(shutil.copytree(_pico_cache(family, **config), tmp_path / name))
 
     return copy
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where `datasets` keeps what it reads, in this process and in those that it starts."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"

@@ -27,7 +27,7 @@ from paretron.artifacts.manifest import Provenance
 from paretron.artifacts.models import load_model
 from paretron.artifacts.reader import Checkpoint
 from paretron.cli.search import upstream
-from paretron.evaluate.perplexity import evaluate_model
+from paretron.evaluate.stage import evaluate_model
 from paretron.families import Sizes, parameter_counts, sizes
 from paretron.families.table import with_sizes
 from paretron.plan.plan import make_plan
@@ -217,7 +217,7 @@ def _losses(model: Path, asked: argparse.Namespace, name: str) -> dict[str, floa
         overwrite=True,
         on_event=lambda kind, fields: None,
     )
-    return {text: loss.loss for text, loss in found.items()}
+    return {text: loss.loss for text, loss in found.texts.items()}
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ from paretron.artifacts.staging import Provenance
 from paretron.data.store import TokenStore
 from paretron.data.tokens import build_token_store
 from paretron.errors import Code, ParetronError
-from paretron.evaluate import perplexity
-from paretron.evaluate.perplexity import evaluate_model, summed_loss
+from paretron.evaluate import perplexity, stage
+from paretron.evaluate.perplexity import Loss, summed_loss
+from paretron.evaluate.stage import evaluate_model
 from paretron.recipe import Evaluate
 from pico import PICO_FAMILIES
 
@@ -32,15 +33,14 @@ def make_store(model: Path, folder: Path, *, copies: int = 40) -> TokenStore:
     return build_token_store(texts, load_tokenizer(model), folder, eos_token_id=1)
 
 
-def run(model: Path, out: Path, stores: Mapping[str, tuple[Path, int]], **more: Any) -> Any:
-    return evaluate_model(
-        model,
-        stores,
-        settings=Evaluate(micro_batch=3),
-        out=out,
-        provenance=Provenance("evaluation"),
-        **({"on_event": lambda kind, fields: None} | more),
-    )
+def run(
+    model: Path, out: Path, stores: Mapping[str, tuple[Path, int]], **more: Any
+) -> Mapping[str, Loss]:
+    common: dict[str, Any] = {
+        "provenance": Provenance("evaluation"), "settings": Evaluate(micro_batch=3),
+        "on_event": lambda kind, fields: None,
+    }  # fmt: skip
+    return evaluate_model(model, stores, out=out, **(common | more)).texts
 
 
 def plain_loss(model: Path, store: TokenStore) -> tuple[float, int]:
@@ -66,10 +66,14 @@ def test_it_is_the_mean_over_predicted_tokens(
     assert found["validation"].tokens == tokens
     assert found["validation"].loss == pytest.approx(loss, rel=1e-6)
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert written["validation"] == {
+    assert written["tasks"] == {}
+    assert written["texts"]["validation"] == {
         "loss": found["validation"].loss,
         "perplexity": math.exp(found["validation"].loss),
         "tokens": tokens,
+        "low": found["validation"].low,
+        "high": found["validation"].high,
+        "per": "window",
     }
     verify(tmp_path / "out")
 
@@ -124,7 +128,7 @@ def test_a_model_that_scales_its_logits_is_not_measured_wrongly(
         network.forward = scaled
         return network
 
-    monkeypatch.setattr(perplexity, "load_model", scaling)
+    monkeypatch.setattr(stage, "load_model", scaling)
     with pytest.raises(ParetronError) as caught:
         run(model, tmp_path / "out", {"validation": (store.folder, SEQ_LEN)})
     assert caught.value.problems[0].code is Code.GATE_PREFLIGHT

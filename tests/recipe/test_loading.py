@@ -165,6 +165,8 @@ VALUES = [
     ("data.train.path", "''", "at least 1 character"),
     ("prune.max_shard_gb", "101", "less than or equal to 100"),
     ("profile", "{engines: [], lengths: [[128, 1]]}", "greater than or equal to 2"),
+    ("profile", "{engines: [{name: x, ports: {t: 65536}}]}", "less than or equal to 65535"),
+    ("profile", "{engines: [{name: x, servers: {t: ftp://a}}]}", "match pattern"),
     ("seed", "-1", "greater than or equal to 0"),
     ("schema", "2", "should be 1"),
 ]

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def loss(folder: Path, stage: str) -> float:
     found = json.loads((folder / "run/stages" / stage / "evaluation.json").read_text())
-    return float(found["validation"]["loss"])
+    return float(found["texts"]["validation"]["loss"])
 
 
 def test_every_student_has_a_corrected_teacher_of_its_own(folder: Path) -> None:

@@ -63,6 +63,8 @@ class Code(enum.Enum):
     GATE_RELOAD = "gate.reload"
     GATE_NONFINITE = "gate.nonfinite"
     GATE_PREFLIGHT = "gate.preflight"
+    GATE_GOALS = "gate.goals"
+    GATE_FLAGGED = "gate.flagged"
     # 6: an optional component
     OPTIONAL_MISSING = "optional.missing"
     OPTIONAL_OLD = "optional.old"

@@ -78,6 +78,10 @@ class Progress:
                 pass
             case "note":
                 self._line(f"{stage}: {fields['message']}")
+            case "task":
+                again = ", from before" if fields["reused"] else ""
+                figure = f"{fields['task']} {fields['metric']} {fields['value']:.4f}"
+                self._line(f"{stage}: {figure}{again}")
             case _:
                 self._advance(stage, fields)
 

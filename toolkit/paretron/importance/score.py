@@ -13,8 +13,9 @@ import torch
 
 from paretron.artifacts.headers import DTYPE_BYTES
 from paretron.artifacts.journal import Journal
-from paretron.artifacts.manifest import MANIFEST, identity, sha256_file, versions
+from paretron.artifacts.manifest import MANIFEST, identity, versions
 from paretron.artifacts.reader import Checkpoint
+from paretron.data.taskfiles import task_sha256 as task_file_sha256
 from paretron.errors import Code, ParetronError, Problem
 from paretron.families import sizes
 from paretron.importance.collect import batches_of, observe
@@ -246,9 +247,9 @@ def _evaluator(
 
 
 def task_sha256(score: Score) -> str | None:
-    """The hash of the file of the task that depth is judged by, where it is a file."""
+    """The hash of the task that depth is judged by, with its documents, where it is a file."""
     path = score.depth.task_file
-    return sha256_file(path) if path is not None and path.is_file() else None
+    return task_file_sha256(path) if path is not None and path.is_file() else None
 
 
 def _depends_on(

@@ -7,23 +7,21 @@ each of its choices are tokens whose likelihood counts from the choice on, exact
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from paretron.artifacts.models import load_tokenizer
 from paretron.artifacts.reader import Checkpoint
+from paretron.data.harness import load_tasks, pairs_of
 from paretron.errors import Code, ParetronError, Problem
 from paretron.importance.executor import Batch, LayerStack
 
 # What lm-eval takes for a model's longest input when its config says nothing.
 _LONGEST = 2048
-_RUNS_CODE = re.compile(r"!function|^\s*(include|class)\s*:", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def task_measure(
         task.build_all_requests(limit=documents, rank=0, world_size=1)
     documents_by_id = dict(task.doc_iterator(rank=0, limit=documents, world_size=1))
     places = {doc_id: k for k, doc_id in enumerate(documents_by_id)}
-    encoded = _encoded(checkpoint, task.instances)
+    encoded = pairs_of(task, load_tokenizer(checkpoint.path))
     longest = checkpoint.config.get("max_position_embeddings") or _LONGEST
     requests = [
         Request(places[i.doc_id], (*context, *choice)[-(longest + 1) :], len(choice))
@@ -125,106 +123,15 @@ def _batch(requests: Sequence[Request]) -> Batch:
 
 def _load(name: str) -> Any:
     """The one task of that name."""
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise ParetronError(
-            Problem(
-                Code.OPTIONAL_MISSING,
-                "lm-eval is not installed",
-                where="score.depth.task",
-                fix="pip install 'paretron[eval]'",
-            )
-        ) from error
-    path = Path(name)
-    local = path.suffix in (".yaml", ".yml")  # as `Depth.task_file` has it
-    if local:
-        _refuse_code(path)
-    try:
-        found = TaskManager(include_defaults=not local).load(str(path) if local else name)
-    except Exception as error:  # of any kind: files, templates, data sets, the network
-        reason = " ".join(str(error).split())[:300]
-        raise ParetronError(
-            Problem(
-                Code.RECIPE_VALUE,
-                f"lm-eval cannot load it: {type(error).__name__}: {reason}",
-                where=f"score.depth.task: {name}",
-                fix="`lm-eval ls tasks` lists those it knows; data sets are downloaded when first "
-                "used",
-            )
-        ) from error
-    tasks = list(found["tasks"].values())
+    tasks = [one for t in load_tasks(name, where=_where(name)) for one in t.leaves.values()]
     if len(tasks) != 1:
         raise _unsupported(name, f"it stands for {len(tasks)} tasks", "one task")
     return tasks[0]
 
 
-def _refuse_code(path: Path) -> None:
-    if not path.is_file():
-        raise ParetronError(
-            Problem(
-                Code.INPUT_MISSING,
-                "no such file",
-                where=f"score.depth.task: {path}",
-                fix="name a task's YAML file, or a task that lm-eval knows",
-            )
-        )
-    if found := _RUNS_CODE.search(path.read_text("utf-8", "replace")):
-        raise _unsupported(
-            str(path), f"{found.group().strip()!r} may run code", "templates and data alone"
-        )
+def _where(name: str) -> str:
+    return f"score.depth.task: {name}"
 
 
 def _unsupported(name: str, cause: str, fix: str) -> ParetronError:
-    return ParetronError(
-        Problem(Code.UNSUPPORTED, cause, where=f"score.depth.task: {name}", fix=fix)
-    )
-
-
-def _encoded(checkpoint: Checkpoint, instances: Sequence[Any]) -> list[tuple[list[int], list[int]]]:
-    """Prompt and choice of every request as tokens, by lm-eval's own rules."""
-    from lm_eval.api.model import TemplateLM
-
-    tokenizer = load_tokenizer(checkpoint.path)
-    first = tokenizer.bos_token_id
-    prefix = tokenizer.eos_token_id if first is None else first
-
-    class Encoder(TemplateLM):
-        """A model for lm-eval that runs nothing: it notes what it would have been given."""
-
-        backend = "causal"
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.seen: list[tuple[list[int], list[int]]] = []
-
-        @property
-        def eot_token_id(self) -> int:
-            return int(tokenizer.eos_token_id)
-
-        @property
-        def prefix_token_id(self) -> int:
-            return int(prefix)
-
-        def tok_encode(
-            self, string: str, add_special_tokens: bool | None = None, **_: object
-        ) -> list[int]:
-            if add_special_tokens is None:
-                add_special_tokens = not string.startswith(tokenizer.decode([prefix]))
-            return list(tokenizer.encode(string, add_special_tokens=add_special_tokens))
-
-        def _loglikelihood_tokens(
-            self, requests: list[tuple[Any, list[int], list[int]]], **_: object
-        ) -> list[tuple[float, bool]]:
-            self.seen += [(context, choice) for _, context, choice in requests]
-            return [(0.0, False)] * len(requests)
-
-        def loglikelihood_rolling(self, requests: object, disable_tqdm: bool = False) -> list[Any]:
-            raise NotImplementedError
-
-        def generate_until(self, requests: object, disable_tqdm: bool = False) -> list[Any]:
-            raise NotImplementedError
-
-    encoder = Encoder()
-    encoder.loglikelihood(list(instances), disable_tqdm=True)
-    return encoder.seen
+    return ParetronError(Problem(Code.UNSUPPORTED, cause, where=_where(name), fix=fix))

@@ -160,7 +160,9 @@ def _cost(
             return 0, 0, 4 * sum(n or 0 for n in token_limits(recipe).values())
         case "evaluate":
             data = recipe.data.validation
-            flops = teacher.forward_flops(tokens=data.tokens or 0, seq_len=data.seq_len)
+            # Windows that slide read most tokens several times.
+            read = (data.tokens or 0) * data.seq_len // recipe.evaluate.move(data.seq_len)
+            flops = teacher.forward_flops(tokens=read, seq_len=data.seq_len)
             return flops, teacher.weight_bytes, 0
         case _:
             return 0, 0, 0

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 from paretron.errors import Code, Problem
-from paretron.recipe.models import Profile
+from paretron.recipe.profiling import Profile
 from paretron.recipe.training import Loss, States
+
+MODE_KEYS: Mapping[str, str] = {"offline": "batches", "closed": "concurrency", "open": "rates"}
+_SERVER = "add an engine that serves over HTTP, such as vllm_server or openai"
+_WOULD_DO = {"offline": "add an engine such as transformers", "closed": _SERVER, "open": _SERVER}
 
 
 def batch_problems(profile: Profile, *, engine: str, largest_batch: int | None) -> list[Problem]:
@@ -19,6 +25,38 @@ def batch_problems(profile: Profile, *, engine: str, largest_batch: int | None) 
         for batch in profile.batches
         if largest_batch is not None and batch > largest_batch
     ]
+
+
+def mode_problems(profile: Profile, *, modes: Mapping[str, Collection[str]]) -> list[Problem]:
+    """The loads that no engine can be put under, and the engines that are left without any.
+
+    `modes` are those of each engine, by its name. A load that one engine lacks and another has is
+    left to that one.
+    """
+    problems = []
+    for mode in profile.loads:
+        if modes and not any(mode in those for those in modes.values()):
+            names, key = ", ".join(modes), MODE_KEYS[mode]
+            problems.append(
+                Problem(
+                    Code.RECIPE_VALUE,
+                    f"{names} cannot be put under such a load",
+                    where=f"profile.{key}",
+                    fix=f"{_WOULD_DO[mode]}, or leave `{key}` out",
+                )
+            )
+    for name, those in modes.items():
+        if not set(those) & set(profile.loads):
+            keys = [MODE_KEYS[mode] for mode in MODE_KEYS if mode in those]
+            problems.append(
+                Problem(
+                    Code.RECIPE_VALUE,
+                    f"nothing is left to measure on {name}",
+                    where="profile.engines",
+                    fix=f"state `{'` or `'.join(keys)}`, or leave {name} out",
+                )
+            )
+    return problems
 
 
 def loss_problems(

@@ -172,10 +172,14 @@ def _with_paths(recipe: Recipe, base: Path) -> Recipe:
     if score.depth.task_file is not None:
         depth = score.depth.model_copy(update={"task": near(str(score.depth.task))})
         score = score.model_copy(update={"depth": depth})
+    tasks = (
+        t.model_copy(update={"task": near(t.task)}) if t.file else t for t in recipe.evaluate.tasks
+    )
+    evaluate = recipe.evaluate.model_copy(update={"tasks": tuple(tasks)})
     return recipe.model_copy(
         update={
             "data": data, "teacher": teacher, "profile": profile, "students": students,
-            "score": score,
+            "score": score, "evaluate": evaluate,
         }
     )  # fmt: skip
 

@@ -5,13 +5,15 @@ Names are looked up in our own tables; nothing here is a path to code.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from paretron.recipe.base import NAMEABLE, Count, Name, Place, Positive, Section, SeqLen
 from paretron.recipe.base import NUMBER as _NUMBER
+from paretron.recipe.base import Name, Place, Positive, Section, SeqLen
+from paretron.recipe.evaluating import Evaluate
+from paretron.recipe.goals import Goals, unmeasured
+from paretron.recipe.profiling import Profile
 from paretron.recipe.scoring import Score
 from paretron.recipe.students import Compensate, Prune, Student
 from paretron.recipe.texts import Data
@@ -30,13 +32,6 @@ class Teacher(Section):
         if (self.model is None) == (self.pretrain is None):
             raise ValueError("state exactly one of model and pretrain")
         return self
-
-
-class Evaluate(Section):
-    """Held-out texts, by their name in `data`."""
-
-    perplexity: tuple[Literal["validation", "train", "calibration"], ...] = ("validation",)
-    micro_batch: Positive = 8
 
 
 class Serving(Section):
@@ -86,24 +81,6 @@ class Export(Section):
         return self
 
 
-class Engine(Section):
-    """A serving engine; `python` names the interpreter of one that has its own environment."""
-
-    name: Name
-    python: Annotated[Path, NAMEABLE] | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-
-
-class Profile(Section):
-    """What is measured: every engine at every batch and (input, output) length."""
-
-    engines: tuple[Engine, ...]
-    batches: tuple[Positive, ...] = (1,)
-    lengths: tuple[tuple[Positive, Annotated[int, _NUMBER, Field(ge=2)]], ...] = ((128, 128),)
-    repeats: Positive = 3
-    warmup: Count = 1
-
-
 class Recipe(Section):
     """A whole job: teacher in, measured students out."""
 
@@ -119,6 +96,7 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     export: tuple[Export, ...] = (Export(to="hf"),)
     profile: Profile | None = None
+    goals: Goals = Field(default_factory=dict)
     seed: Annotated[int, _NUMBER, Field(ge=0, lt=2**31)] = 0
 
     @property
@@ -183,6 +161,24 @@ class Recipe(Section):
     def _teacher_is_no_student(self) -> Recipe:
         if "teacher" in self.students:
             raise ValueError("a student cannot be named teacher")
+        return self
+
+    @model_validator(mode="after")
+    def _goals_are_measured(self) -> Recipe:
+        if wrong := list(unmeasured(self.goals, profile=self.profile, evaluate=self.evaluate)):
+            raise ValueError("; ".join(f"goals.{reason}" for reason in wrong))
+        return self
+
+    @model_validator(mode="after")
+    def _a_stride_leaves_context(self) -> Recipe:
+        stride = self.evaluate.stride
+        for name in self.evaluate.perplexity:
+            seq_len = getattr(self.data, name).seq_len
+            if stride is not None and stride >= seq_len:
+                raise ValueError(
+                    f"evaluate.stride {stride} leaves a window of {seq_len} tokens, "
+                    f"data.{name}.seq_len, nothing to read before: at most {seq_len - 1}"
+                )
         return self
 
     @model_validator(mode="after")

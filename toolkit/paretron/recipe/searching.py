@@ -119,7 +119,8 @@ class Flops(Section):
 class Speed(Section):
     """Predicted time of one batch of requests on an engine, from its operator table.
 
-    `lengths` are tokens in and out. Without a `table` the shapes are timed on this machine.
+    `lengths` are tokens in and out. Without a `table` the shapes are timed on this machine through
+    transformers; `paretron table` measures one on any engine, and writes it where `table` says.
     """
 
     engine: Name = "transformers"
@@ -135,7 +136,7 @@ class Speed(Section):
         if (self.ms is None) == (self.tokens_s is None):
             raise ValueError("state exactly one of ms (at most) and tokens_s (at least)")
         if self.table is None and self.engine != "transformers":
-            raise ValueError(f"name a table measured on {self.engine}")
+            raise ValueError(f"name a table of {self.engine}; `paretron table` measures one there")
         return self
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -13,7 +14,7 @@ from paretron.artifacts.manifest import Provenance
 from paretron.artifacts.staging import refuse_existing, refuse_overlap
 from paretron.data.texts import Texts
 from paretron.plan.stages import captured_seq_len
-from paretron.recipe import Correct, Recipe, TokenisedSource, Training
+from paretron.recipe import Correct, Engine, Evaluate, Recipe, TokenisedSource, Training
 from paretron.run.events import OnEvent
 from paretron.run.memory import input_identity
 from paretron.run.signals import interruptible
@@ -37,6 +38,11 @@ def provenance_of(
         settings={name: section.model_dump(mode="json") for name, section in settings.items()},
         seed=seed,
     )
+
+
+# Of a question with its examples, where an engine is told how much to serve: lm-eval's own bound is
+# 2048, and few tasks reach beyond this.
+_TASK_TOKENS = 4096
 
 
 @contextmanager
@@ -106,6 +112,66 @@ def capture_alone(
             on_event=on_event,
         )
     if process_rank() == 0:
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def evaluate_alone(
+    model: Path,
+    texts: Mapping[str, TokenisedSource],
+    *,
+    settings: Evaluate,
+    server: str | None = None,
+    served_name: str | None = None,
+    engine: Engine | None = None,
+    out: Path,
+    overwrite: bool,
+    offline: bool,
+    on_event: OnEvent,
+) -> None:
+    """Measure a checkpoint, or what a server answers to its tokens: one that runs already, or one
+    of an `engine`, which then serves it.
+
+    The state of its tasks lies beside `out` until it is done; none is kept of a server.
+    """
+    import shutil
+
+    from paretron.evaluate.endpoint import connected
+    from paretron.evaluate.stage import evaluate_model, evaluate_server
+    from paretron_profiling.servers.serving import serving
+
+    refuse_existing(out, overwrite=overwrite)
+    role = "model" if server is None else "tokenizer"
+    about: dict[str, str] | None = None
+    common: dict[str, Any] = {
+        "settings": settings,
+        "out": out,
+        "provenance": provenance_of("evaluate", {role: model}, {"evaluate": settings}),
+        "offline": offline,
+        "overwrite": overwrite,
+        "on_event": on_event,
+    }
+    with ExitStack() as stack:
+        if engine is not None:
+            longest = max((texts[name].seq_len for name in settings.perplexity), default=0)
+            tokens = max(longest, _TASK_TOKENS if settings.asked else 0) + 1
+            server, served_name, about = stack.enter_context(
+                serving(model, settings=engine, batch=settings.micro_batch, tokens=tokens)
+            )
+        endpoint = server and stack.enter_context(
+            connected(server, model=served_name, offline=offline)
+        )
+        stores: dict[str, tuple[Path, int]] = {
+            name: (
+                stack.enter_context(text_store(texts[name], tokenizer=model, offline=offline)),
+                texts[name].seq_len,
+            )
+            for name in settings.perplexity
+        }
+        if endpoint:
+            evaluate_server(endpoint, stores, tokenizer=model, about=about, **common)
+            return
+        state = out.parent / f".{out.name}.state"
+        evaluate_model(model, stores, state=state, **common)
         shutil.rmtree(state, ignore_errors=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from paretron.artifacts.journal import Journal
 from paretron.artifacts.manifest import sha256_file
 from paretron.data.mixing import Mixture, Share
 from paretron.data.sources import content_sha256, read_documents, source_files
+from paretron.data.taskfiles import lm_eval_version, task_files, task_sha256
 from paretron.plan.stages import Stage
-from paretron.recipe import Recipe, TextSource, TokenisedSource
+from paretron.recipe import Evaluate, Recipe, Task, TextSource, TokenisedSource
 from paretron.run.workspace import Workspace
 
 
@@ -21,7 +23,10 @@ def content_identity(stage: Stage, recipe: Recipe, workspace: Workspace) -> str 
     elif stage.kind == "shapes":
         return _table_identity(stage, recipe, workspace)
     elif stage.kind == "score":
-        return _task_identity(recipe, workspace)
+        return _task_identity(recipe.score.depth.task_file, workspace)
+    elif stage.kind == "evaluate":
+        asked = Evaluate.model_validate(stage.settings["evaluate"]).asked
+        return _tasks_identity(asked, workspace)
     elif stage.kind == "teacher" and recipe.teacher.pretrain is not None:
         texts = [recipe.teacher.pretrain.data]
     else:
@@ -40,12 +45,19 @@ def _table_identity(stage: Stage, recipe: Recipe, workspace: Workspace) -> str |
     return workspace.remembered(str(path), [path], lambda: sha256_file(path))
 
 
-def _task_identity(recipe: Recipe, workspace: Workspace) -> str | None:
-    """The hash of the file of the task that depth is judged by."""
-    path = recipe.score.depth.task_file
+def _task_identity(path: Path | None, workspace: Workspace) -> str | None:
+    """The hash of a task's file and of the documents that it names; None for a name."""
     if path is None or not path.is_file():  # loading the task says what is wrong
         return None
-    return workspace.remembered(str(path), [path], lambda: sha256_file(path))
+    return workspace.remembered(str(path), task_files(path), lambda: task_sha256(path))
+
+
+def _tasks_identity(tasks: Sequence[Task], workspace: Workspace) -> str | None:
+    """What decides on the tasks of an evaluation: their files, and the version that judges them."""
+    if not tasks:
+        return None
+    files = (_task_identity(task.file, workspace) for task in tasks)
+    return "+".join([f"lm-eval {lm_eval_version()}", *(f[:16] for f in files if f)])
 
 
 def _identity(source: TextSource, workspace: Workspace) -> str:

@@ -1,0 +1,136 @@
+"""Tasks in a run: planned, asked by its evaluations, kept when one is stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from makers import PicoMaker
+from paretron.data import harness
+from paretron.data.answers import Judged
+from paretron.errors import Code, ParetronError
+from paretron.plan.plan import Plan, make_plan
+from paretron.recipe import Recipe, resolve_recipe
+from paretron.run.check import twin_recipe
+from paretron.run.runner import run_plan
+from paretron.run.stages import STAGES
+from picorun import events
+from picotask import TASK
+
+
+@pytest.fixture
+def recipe(pico: PicoMaker, tmp_path: Path) -> Callable[..., Recipe]:
+    (tmp_path / "a.txt").write_text("the cat sat on the mat\n" * 40)
+    teacher = pico(num_hidden_layers=2)
+
+    def made(**evaluate: Any) -> Recipe:
+        text = {"path": "a.txt", "seq_len": 16}
+        raw = {
+            "schema": 1,
+            "teacher": {"model": str(teacher)},
+            "data": {"calibration": text, "train": text, "validation": text},
+            "students": {"small": {"layers": 1}},
+            "distill": {"tokens": 1280, "global_batch": 4},
+            "evaluate": evaluate,
+        }
+        return resolve_recipe(raw, where="recipe.yaml", base=tmp_path)
+
+    return made
+
+
+def planned(recipe: Recipe, folder: Path) -> Plan:
+    return make_plan(recipe, out=folder / "run", offline=True)
+
+
+def run_evaluation(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """The teacher's evaluation alone, with what it needs."""
+    plan = planned(recipe, folder)
+    wanted = ("teacher", "data", "teacher.evaluate-final")
+    some = replace(plan, stages=tuple(s for s in plan.stages if s.name in wanted))
+    run_plan(some, folder / "run", stages=STAGES, offline=True)
+    written = (folder / "run/stages/teacher.evaluate-final/evaluation.json").read_text()
+    found: dict[str, Any] = json.loads(written)
+    return found
+
+
+def test_a_plan_tells_what_is_left_out_and_refuses_what_cannot_be_asked(
+    recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is an extra")
+    plan = planned(recipe(suite="minitron-base"), tmp_path)
+    assert plan.problems == ()
+    told = [note for note in plan.notices if note.startswith("evaluate.suite: ")]
+    assert [note.split()[1] for note in told] == ["xlsum_english", "humaneval", "mbpp"]
+    plan = planned(recipe(tasks=["winogrand", "humaneval"]), tmp_path)
+    assert [(p.code, p.where) for p in plan.problems] == [
+        (Code.RECIPE_VALUE, "evaluate.tasks: winogrand"),
+        (Code.UNSUPPORTED, "evaluate.tasks: humaneval"),
+    ]
+
+
+def test_a_plan_without_lm_eval_names_what_to_install(
+    recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    (problem,) = planned(recipe(tasks=["piqa"]), tmp_path).problems
+    assert problem.code is Code.OPTIONAL_MISSING
+    assert problem.fix == 'pip install "paretron[eval]"'
+    assert planned(recipe(), tmp_path).problems == ()  # texts alone need none
+
+
+def test_a_rehearsal_asks_two_documents_of_what_can_be_asked(
+    recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is an extra")
+    given = recipe(tasks=[{"task": str(TASK), "few_shot": 1}], suite="minitron-base")
+    twin = twin_recipe(given, folder=tmp_path, offline=True)
+    assert {t.limit for t in twin.evaluate.asked} == {2}
+    assert [t.task for t in twin.evaluate.asked][-1] == str(TASK)
+    assert len(twin.evaluate.asked) == 7  # without three of the suite's nine
+    assert planned(twin, tmp_path).problems == ()
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_stopped_stage_goes_on_and_a_finished_one_is_known_by_its_documents(
+    recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is an extra")
+    for name in ("one", "two"):
+        text = TASK.read_text().replace("agreement", name)
+        (tmp_path / f"{name}.yaml").write_text(text)
+        shutil.copy(TASK.with_suffix(".jsonl"), tmp_path / f"{name}.jsonl")
+    given = recipe(tasks=["one.yaml", {"task": "two.yaml", "limit": 10}])
+    judge = harness.judge
+
+    def stopping(name: str, *arguments: Any, **more: Any) -> Judged:
+        if name == "two":
+            raise KeyboardInterrupt
+        return judge(name, *arguments, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(ParetronError) as stopped:
+        patch.setattr(harness, "judge", stopping)
+        run_evaluation(given, tmp_path)
+    assert stopped.value.problems[0].code is Code.INTERRUPTED
+    found = run_evaluation(given, tmp_path)
+    assert {name: score["samples"] for name, score in found["tasks"].items()} == {
+        "one": 72, "two": 10,
+    }  # fmt: skip
+    assert found["texts"]["validation"]["tokens"] > 0
+    told = [(e["task"], e["reused"]) for e in events(tmp_path / "run") if e["kind"] == "task"]
+    assert told == [("one", False), ("one", True), ("two", False)]
+    run_evaluation(given, tmp_path)
+    assert [e["kind"] for e in events(tmp_path / "run")][-1] == "reused"
+    documents = tmp_path / "two.jsonl"
+    documents.write_text(documents.read_text().replace("here", "there"))
+    with pytest.raises(ParetronError) as caught:
+        run_evaluation(given, tmp_path)
+    (problem,) = caught.value.problems
+    assert problem.code is Code.RUN_MISMATCH
+    assert "content: lm-eval " in problem.cause
