@@ -20,6 +20,19 @@ def layer_kinds(family: Family, config: Mapping[str, Any]) -> list[Hashable]:
     return [(family.rows(config, i), *(values[i] for values in lists)) for i in layers]
 
 
+def windowed_layers(family: Family, config: Mapping[str, Any]) -> tuple[int, int]:
+    """How many layers attend in a window, and its length in tokens; 0 layers where none does."""
+    window = config.get("sliding_window")
+    if window is None:
+        return 0, 0
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list):
+        return kinds.count("sliding_attention"), int(window)
+    if family.full_attention_before:  # such a family says which layers do, or none does
+        return 0, 0
+    return sizes(family, config)["layers"], int(window)
+
+
 def merging_problem(family: Family, config: Mapping[str, Any]) -> Problem | None:
     """Why the layers of a model cannot be merged: they are of several kinds."""
     kinds = set(layer_kinds(family, config))

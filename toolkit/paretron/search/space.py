@@ -89,3 +89,9 @@ def ends_of(shapes: Shapes) -> tuple[dict[str, int], dict[str, int]]:
     for values in shapes.sizes.values():
         volume = volume * values
     return shapes.at(int(volume.argmin())), shapes.at(int(volume.argmax()))
+
+
+def distinct(shapes: Shapes, axes: list[str]) -> list[dict[str, int]]:
+    """Every combination of these axes' sizes once, the smallest first."""
+    found = np.unique(np.stack([shapes.sizes[axis] for axis in axes], axis=1), axis=0)
+    return [dict(zip(axes, row, strict=True)) for row in found.tolist()]

@@ -167,5 +167,5 @@ def _interpolated(
 
 
 def _bad(path: Path, code: Code, cause: str) -> ParetronError:
-    fix = "name an operator table, or leave `table` out to measure one"
+    fix = "`paretron table RECIPE` measures one"
     return ParetronError(Problem(code, cause[:200], where=str(path), fix=fix))

@@ -25,7 +25,7 @@ from paretron.artifacts.models import as_library_config
 from paretron.families import Family, Sizes, sizes
 from paretron.families.table import with_sizes
 from paretron.recipe import Speed
-from paretron.search.space import Shapes
+from paretron.search.space import Shapes, distinct
 from paretron.search.table import ENDS, NO_LAYER, OperatorTable, Phase, Row, decode_context
 
 ENGINE = "transformers"
@@ -49,8 +49,8 @@ class LayerTimer:
         self, points: Shapes, *, on_event: OnEvent = lambda kind, fields: None
     ) -> OperatorTable:
         """The table of every layer shape and every pair of ends among `points`."""
-        layers = _distinct(points, [a for a in points.sizes if a not in NO_LAYER])
-        ends = _distinct(points, list(ENDS))
+        layers = distinct(points, [a for a in points.sizes if a not in NO_LAYER])
+        ends = distinct(points, list(ENDS))
         rows: list[Row] = []
         total = len(layers) + len(ends)
         for part, rows_of in ((layers, self.layer_rows), (ends, self.end_rows)):
@@ -181,12 +181,6 @@ def grid_points(shapes: Shapes) -> Shapes:
 def _three(values: Any) -> Any:
     middle = values[np.argmin(np.abs(values - (values[0] + values[-1]) / 2))]
     return np.unique([values[0], middle, values[-1]])
-
-
-def _distinct(shapes: Shapes, axes: list[str]) -> list[dict[str, int]]:
-    """Every combination of these axes' sizes once, the smallest first."""
-    found = np.unique(np.stack([shapes.sizes[axis] for axis in axes], axis=1), axis=0)
-    return [dict(zip(axes, row, strict=True)) for row in found.tolist()]
 
 
 def _wait() -> None:
