@@ -20,6 +20,7 @@ from paretron_profiling.engines.engine import Limits
 from paretron_profiling.engines.vllm_offline import ENGINE as VLLM
 from paretron_profiling.engines.worker import Worker, WorkerFailed
 
+VERSIONS = '{"vllm": "%s", "torch": "2.13.0+cpu"}'  # what an interpreter says it has
 ECHO = """
 import json, os, subprocess, sys
 answers = os.fdopen(int(sys.argv[1]), "w")
@@ -160,7 +161,7 @@ def test_an_engine_that_never_gets_healthy(
     monkeypatch.setattr("paretron_profiling.engines.worker.GRACE_S", 0.2)
     for ending, said in (("exec sleep 60", "no answer for"), ("exit 7", "exited with 7")):
         fake.write_text(
-            f'#!/bin/sh\ncase "$2" in -c) echo 0.32.0; exit 0;; esac\n'
+            f"#!/bin/sh\ncase $2 in -c) echo '{VERSIONS % '0.32.0'}'; exit 0;; esac\n"
             f"echo address already in use\necho $$ > {tmp_path}/pid\n{ending}\n"
         )
         fake.chmod(0o755)
@@ -180,7 +181,7 @@ def test_an_engine_that_never_gets_healthy(
 
 def test_an_old_vllm(tmp_path: Path) -> None:
     fake = tmp_path / "python"
-    fake.write_text("#!/bin/sh\necho 0.17.3\n")
+    fake.write_text(f"#!/bin/sh\necho '{VERSIONS % '0.17.3'}'\n")
     fake.chmod(0o755)
     (problem,) = VLLM.check(EngineSettings(name="vllm", python=fake))
     assert (problem.code, problem.code.exit) == (Code.OPTIONAL_OLD, 6)
@@ -188,6 +189,7 @@ def test_an_old_vllm(tmp_path: Path) -> None:
 
 def test_no_secret_reaches_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_canary")
+    monkeypatch.setenv("OPENAI_API_KEY", "hf_canary")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "40")
     environment = vllm_offline._environment()
     assert "hf_canary" not in environment.values()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from paretron.errors import Code, Problem
+from paretron.errors import Code, ParetronError, Problem
 from paretron.recipe import Engine as EngineSettings
 from paretron_profiling.schema import Sample
 
@@ -20,9 +20,12 @@ __all__ = [
     "Engine",
     "EngineSettings",
     "Limits",
+    "Pace",
+    "Server",
     "Session",
     "compute_dtype",
     "own_process_only",
+    "settings_for",
 ]
 
 
@@ -35,6 +38,18 @@ class Limits:
     kv_bytes: int
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How requests reach a server: CLOSED keeps `load` in flight, OPEN sends `load` a second.
+
+    Arrivals of an open loop are a Poisson process, the same for the same seed.
+    """
+
+    mode: str
+    load: float
+    seed: int
+
+
 class Session(Protocol):
     """A loaded model that generates greedily."""
 
@@ -42,11 +57,26 @@ class Session(Protocol):
     def about(self) -> Mapping[str, str]:
         """What the engine runs with: version, device, dtype, threads, mode."""
 
+    @property
+    def pid(self) -> int | None:
+        """The process that it runs in, with its children; None where that is not known here."""
+
     def generate(self, prompts: Sequence[Sequence[int]], output_len: int) -> Sample:
         """Send all prompts [batch][input_len] at once and decode output_len tokens each.
 
         Greedy, never ended by an end-of-sequence token. The sample carries times and tokens.
         ParetronError(ENGINE) when the engine fails.
+        """
+
+
+class Server(Session, Protocol):
+    """A session that answers requests as they come."""
+
+    def serve(self, prompts: Sequence[Sequence[int]], output_len: int, *, pace: Pace) -> Sample:
+        """Send the prompts at a pace, each answered with output_len tokens as they are made.
+
+        A request that fails is counted in the sample's failures. ParetronError(ENGINE) when the
+        server is gone.
         """
 
 
@@ -60,6 +90,10 @@ class Engine(Protocol):
     @property
     def wants(self) -> str:
         """The kind of export it runs: "hf" or "onnx"."""
+
+    @property
+    def modes(self) -> frozenset[str]:
+        """The loads it can be put under; those besides OFFLINE need sessions that are a Server."""
 
     @property
     def session_bytes(self) -> int:
@@ -80,10 +114,33 @@ class Engine(Protocol):
 
 def compute_dtype(model_dir: Path, *, settings: EngineSettings) -> str:
     """The torch name of the dtype to run in: the recipe's, or else the checkpoint's own."""
-    from paretron.artifacts.config import read_config
+    from paretron.artifacts.jsonfile import read_object
 
-    config = read_config(model_dir)
+    # Of a quantised export, too: its table refuses it as a teacher, an engine runs it.
+    config = read_object(model_dir / "config.json", code=Code.INPUT_CONFIG)
     return str(settings.dtype or config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def settings_for(settings: EngineSettings, model: str) -> EngineSettings:
+    """The settings with the addresses and ports of one model alone, as its session needs them.
+
+    RECIPE_VALUE when the recipe names servers, but none for this model.
+    """
+    if settings.servers and model not in settings.servers:
+        raise ParetronError(
+            Problem(
+                Code.RECIPE_VALUE,
+                f"no server is named for the model {model}",
+                where=f"profile.engines: {settings.name}: servers",
+                fix=f"add {model}: http://..., or leave the model out",
+            )
+        )
+    return settings.model_copy(
+        update={
+            "servers": {k: v for k, v in settings.servers.items() if k == model},
+            "ports": {k: v for k, v in settings.ports.items() if k == model},
+        }
+    )
 
 
 def own_process_only(settings: EngineSettings) -> list[Problem]:

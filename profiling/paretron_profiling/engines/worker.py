@@ -25,13 +25,19 @@ class Worker:
     """A process in its own group: requests on its standard input, answers on a pipe of their own.
 
     Its command gets two more arguments: the number of the answers' file descriptor, and
-    `argument`. What it prints goes to the log file.
+    `argument`. What it prints goes to the log file. `grace_s` is how long it may take to end.
     """
 
     def __init__(
-        self, command: Sequence[str], *, argument: str, environment: Mapping[str, str], log: Path
+        self,
+        command: Sequence[str],
+        *,
+        argument: str,
+        environment: Mapping[str, str],
+        log: Path,
+        grace_s: float | None = None,
     ) -> None:
-        self._log = log
+        self._log, self._grace_s = log, grace_s
         self._answers, theirs = os.pipe()
         try:
             with log.open("wb") as out:
@@ -81,7 +87,7 @@ class Worker:
             with suppress(BrokenPipeError):
                 self._process.stdin.close()
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(GRACE_S)
+            self._process.wait(GRACE_S if self._grace_s is None else self._grace_s)
         with suppress(ProcessLookupError, PermissionError):  # the group is empty
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

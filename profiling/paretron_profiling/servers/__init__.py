@@ -1,0 +1,1 @@
+"""Servers that are started, watched and ended here, and the client that puts them under load."""
