@@ -114,6 +114,12 @@ class Chrome:
         """Put the mouse at a point of the viewport."""
         self.cdp("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x, "y": y})
 
+    def press(self, key: str, *, code: int) -> None:
+        """Press and release a key, by its name and its Windows key code."""
+        stroke = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        for kind in ("rawKeyDown", "keyUp"):
+            self.cdp("Input.dispatchKeyEvent", {"type": kind, **stroke})
+
     def pdf(self, target: Path) -> None:
         """The page as it prints."""
         made = self.cdp("Page.printToPDF", {"printBackground": True, "preferCSSPageSize": True})

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from paretron_profiling.schema import CLOSED, OFFLINE, OPEN
+
 ABSENT = "–"
 
 
-def count(value: int | float) -> str:
+def count(value: int | float | None) -> str:
     """Thousands, millions, billions with three digits: 4540469248 -> "4.54 B"."""
+    if value is None:
+        return ABSENT
     for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= size:
             return f"{_three(value / size)}{unit}"
@@ -48,6 +52,36 @@ def signed_nats(value: float | None) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
+def signed(value: float) -> str:
+    """A difference with its sign: "−0.021"."""
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def within(low: float | None, high: float | None) -> str:
+    """An interval of losses or differences behind its value: " (3.401 to 3.423)"."""
+    if low is None or high is None:
+        return ""
+    return f" ({low:.3f} to {high:.3f})".replace("-", "−")
+
+
+def hours(seconds: float) -> str:
+    """A duration: "3.4 s", "12 min", "5.2 h"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{_three(seconds / 3600)} h"
+
+
+def flops(value: float) -> str:
+    """Floating-point operations: 4.4e+17 -> "4.40e17"."""
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """A short time given in seconds: 0.0123 -> "12.3 ms"."""
+    return ABSENT if seconds is None else f"{plain(1e3 * seconds)} ms"
+
+
 def percent(value: float | None) -> str:
     """A share: 0.834 -> "83 %"."""
     if value is None:
@@ -63,3 +97,9 @@ def times(value: float | None) -> str:
 
 def _three(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def load(mode: str, amount: float) -> str:
+    """ "batch 4", "8 in flight" or "2.5 requests/s"."""
+    words = {OFFLINE: "batch {:g}", CLOSED: "{:g} in flight", OPEN: "{:g} requests/s"}
+    return words[mode].format(amount)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from chromium import CHROMIUM, DRIVER, Chrome
-from paretron_profiling.report import write_report
+from paretron_profiling.report.page import write_report
 from report_example import example_report
 
 pytestmark = pytest.mark.skipif(
@@ -58,8 +58,12 @@ def test_it_draws_quietly_at_every_width(chrome: Chrome, page: Path, width: int)
     chrome.open(page, width=width)
     assert is_quiet(chrome)
     assert drawn(chrome, "scatter") == 3
-    assert drawn(chrome, "prefill") == drawn(chrome, "decode") == 3
-    assert drawn(chrome, "ratios") == 4
+    assert drawn(chrome, "first-bars") == drawn(chrome, "second-bars") == 3
+    assert drawn(chrome, "ratios") == 6
+    assert drawn(chrome, "per-user") == 8
+    assert drawn(chrome, "latency-ttft") == drawn(chrome, "latency-e2e") == 18
+    assert drawn(chrome, "roof-prefill") == drawn(chrome, "memory") == 6
+    assert drawn(chrome, "importance") == 7
     assert drawn(chrome, "curves") > 10
     assert chrome.js("return document.documentElement.scrollWidth") <= width
     overflow = chrome.js(
@@ -114,11 +118,11 @@ def hover_text(chrome: Chrome, x: float, y: float) -> str:
 
 def test_choosing_another_workload(chrome: Chrome, page: Path) -> None:
     chrome.open(page, width=1400)
-    before = chrome.js("return document.getElementById('decode').getAttribute('aria-label')")
+    before = chrome.js("return document.getElementById('second-bars').getAttribute('aria-label')")
     options = chrome.js(
         "return [...document.querySelectorAll('#workload option')].map(o => o.text)"
     )
-    assert len(options) == 4
+    assert len(options) == 7
     chosen = chrome.js(
         "const s = document.getElementById('workload'); return s.options[s.selectedIndex].text"
     )
@@ -128,7 +132,7 @@ def test_choosing_another_workload(chrome: Chrome, page: Path) -> None:
         "const s = document.getElementById('workload'); s.value = '3';"
         "s.dispatchEvent(new Event('change'))"
     )
-    after = chrome.js("return document.getElementById('decode').getAttribute('aria-label')")
+    after = chrome.js("return document.getElementById('second-bars').getAttribute('aria-label')")
     assert before != after
     assert "teacher" in after
     doubt = chrome.js("return document.querySelector('[data-doubt]').textContent")
@@ -148,6 +152,121 @@ def test_choosing_another_curve(chrome: Chrome, page: Path) -> None:
     assert is_quiet(chrome)
 
 
+def advice(chrome: Chrome) -> tuple[str, str]:
+    """Which model is taken ("" for none), and the sentence."""
+    taken, text = chrome.js(
+        "const a = document.getElementById('advice'); return [a.dataset.taken, a.textContent]"
+    )
+    return taken, text
+
+
+def slide(chrome: Chrome, limit: str, *, end: bool) -> None:
+    """Move a slider to one of its ends, by the keyboard."""
+    chrome.js("document.getElementById(arguments[0]).focus()", f"limit-{limit}")
+    chrome.press(*(("End",) if end else ("Home",)), code=35 if end else 36)
+
+
+def test_sliders_change_what_to_take(chrome: Chrome, page: Path) -> None:
+    chrome.open(page, width=1400)
+    taken, text = advice(chrome)
+    assert taken == "depth"
+    assert text.startswith("Take depth at batch 28: the fastest of the 3 models, with ")
+    slide(chrome, "above", end=False)
+    taken, text = advice(chrome)
+    assert taken == "teacher"
+    assert "it alone meets these limits" in text
+    rows = chrome.js(
+        "return [...document.querySelectorAll('#candidates tr')].map(r => r.innerText)"
+    )
+    assert sum("misses loss" in row for row in rows) == 6
+    assert sum("take this" in row for row in rows) == 1
+    slide(chrome, "above", end=True)
+    assert advice(chrome)[0] == "depth"
+    slide(chrome, "memory", end=False)  # of the smallest that was measured
+    assert advice(chrome)[1].startswith("Take depth at batch 1: it alone")
+    slide(chrome, "rate", end=True)  # and of the fastest: nothing is both
+    taken, text = advice(chrome)
+    assert taken == ""
+    assert text.startswith("None meets these limits. Nearest is depth at batch ")
+    assert "which misses " in text
+    assert is_quiet(chrome)
+    chrome.js("document.getElementById('reset').click()")
+    assert advice(chrome)[0] == "depth"
+
+
+def test_what_to_take_follows_the_aim_and_the_workload(chrome: Chrome, page: Path) -> None:
+    chrome.open(page, width=360)
+    chrome.js("document.querySelector('input[value=closest]').click()")
+    assert advice(chrome)[0] == "teacher"
+    chrome.js("document.querySelector('input[value=smallest]').click()")
+    assert advice(chrome)[1].startswith("Take depth at batch 1: the smallest in memory of the 3")
+    chrome.js(
+        "const s = document.getElementById('choice-group'); s.value = '2';"
+        "s.dispatchEvent(new Event('change'))"
+    )
+    assert "in flight" in advice(chrome)[1]
+    assert chrome.js("return document.documentElement.scrollWidth") <= 360
+    assert is_quiet(chrome)
+
+
+def test_a_keyboard_reaches_the_sliders(chrome: Chrome, page: Path) -> None:
+    chrome.open(page, width=1400)
+    seen = []
+    for _ in range(40):
+        chrome.press("Tab", code=9)
+        seen.append(chrome.js("return document.activeElement.id"))
+        if seen[-1] == "limit-above":
+            break
+    assert [i for i in seen if i.startswith("limit-")] == [
+        "limit-ttft", "limit-tpot", "limit-rate", "limit-memory", "limit-above",
+    ]  # fmt: skip
+    said = "return document.activeElement.getAttribute('aria-valuetext')"
+    assert chrome.js(said) == "any"
+    chrome.press("ArrowLeft", code=37)
+    assert chrome.js(said).startswith("at most +0.19")
+    assert chrome.js("return document.activeElement.labels.length") == 1
+    assert advice(chrome)[0] == "width"
+    assert (
+        chrome.js("return document.getElementById('advice').getAttribute('aria-live')") == "polite"
+    )
+
+
+def test_the_frontier_by_every_accuracy(chrome: Chrome, tmp_path: Path) -> None:
+    content = example_report()
+    content["models"][2]["loss"]["final"] = 3.3  # depth is now the best and the fastest
+    page = page_of(tmp_path, **content)
+    chrome.open(page, width=1400)
+    words = "return document.getElementById('frontier-words').textContent"
+    assert chrome.js(words).startswith("depth is on the frontier. teacher is dominated: depth is ")
+    hollow = (
+        "return [...document.querySelectorAll('#scatter .point')]"
+        ".map((p) => p.style.fill === 'rgb(255, 255, 255)')"
+    )
+    assert chrome.js(hollow) == [True, True, False]
+    names = chrome.js("return [...document.querySelectorAll('#accuracy option')].map(o => o.text)")
+    assert names == ["Final loss", "Perplexity on validation", "Blimp (acc)"]
+    chrome.js(
+        "const s = document.getElementById('accuracy'); s.value = '2';"
+        "s.dispatchEvent(new Event('change'))"
+    )
+    assert chrome.js(words) == "teacher, width and depth are on the frontier."
+    assert chrome.js(hollow) == [False] * 3
+    assert is_quiet(chrome)
+
+
+def test_importance_is_a_map_of_layers_and_units(chrome: Chrome, page: Path) -> None:
+    chrome.open(page, width=360)
+    chrome.js(
+        "const s = document.getElementById('importance-what'); s.value = '1';"
+        "s.dispatchEvent(new Event('change'))"
+    )
+    assert chrome.js("return document.querySelectorAll('#importance .heatmaplayer image').length")
+    label = chrome.js("return document.getElementById('importance').getAttribute('aria-label')")
+    assert label.startswith("Heat map of MLP neurons.")
+    assert "layer 7 down_proj" in label
+    assert is_quiet(chrome)
+
+
 def test_every_figure_has_words_and_a_table(chrome: Chrome, page: Path) -> None:
     chrome.open(page, width=1400)
     labels = chrome.js(
@@ -155,7 +274,7 @@ def test_every_figure_has_words_and_a_table(chrome: Chrome, page: Path) -> None:
         " p.getAttribute('aria-label').length,"
         " p.closest('section').querySelectorAll('table').length])"
     )
-    assert len(labels) == 5
+    assert len(labels) == 13
     assert all(role == "img" and length > 60 and tables for role, length, tables in labels)
     unlabelled = chrome.js(
         "return [...document.querySelectorAll('select')].filter((s) => !s.labels.length).length"
@@ -169,18 +288,29 @@ def test_every_figure_has_words_and_a_table(chrome: Chrome, page: Path) -> None:
     assert focusable
 
 
-def test_it_prints_with_its_tables_open(chrome: Chrome, page: Path) -> None:
+def test_it_prints_with_its_tables_open(chrome: Chrome, page: Path, tmp_path: Path) -> None:
     chrome.open(page, width=1400)
     chrome.js("window.dispatchEvent(new Event('beforeprint'))")
     assert chrome.js("return document.querySelectorAll('details:not([open])').length") == 0
+    chrome.cdp("Emulation.setEmulatedMedia", {"media": "print"})
+    shown = "return document.getElementById(arguments[0]).getClientRects().length > 0"
+    assert [chrome.js(shown, i) for i in ("choose", "limits", "scatter", "t-speed-caption")] == [
+        False, False, True, True,
+    ]  # fmt: skip
+    chrome.cdp("Emulation.setEmulatedMedia", {"media": ""})
     chrome.js("window.dispatchEvent(new Event('afterprint'))")
     assert chrome.js("return document.querySelectorAll('details[open]').length") == 0
+    chrome.pdf(tmp_path / "page.pdf")
+    printed = (tmp_path / "page.pdf").read_bytes()
+    assert printed.startswith(b"%PDF")
+    assert printed.count(b"/Type /Page\n") > 3
+    assert is_quiet(chrome)
 
 
 def test_hostile_names_run_nothing(chrome: Chrome, tmp_path: Path) -> None:
     content = example_report(title=HOSTILE, captions=[HOSTILE], incomplete=HOSTILE)
-    for kind in ("speedup", "curves"):
-        for row in content[kind]:
+    for rows in (content["speedup"], content["curves"], content["roofline"]["rows"]):
+        for row in rows:
             row["model"] = HOSTILE if row["model"] == "width" else row["model"]
     content["models"][1] |= {"name": HOSTILE, "kind": HOSTILE, "perplexity": {HOSTILE: 3.0}}
     page = page_of(tmp_path, **content)
@@ -190,8 +320,12 @@ def test_hostile_names_run_nothing(chrome: Chrome, tmp_path: Path) -> None:
         assert is_quiet(chrome)
         assert drawn(chrome, "scatter") == 3
         assert chrome.js("return document.documentElement.scrollWidth") <= width
-        figures = "return [...document.querySelectorAll('.plot')].map((p) => p.textContent)"
-        assert all("<b></script>" in text for text in chrome.js(figures))
+        for figure in ("scatter", "first-bars", "ratios", "per-user", "roof-decode", "memory"):
+            text = "return document.getElementById(arguments[0]).textContent"
+            assert "<b></scrip" in chrome.js(text, figure), figure
+        assert "<b></script>" in chrome.js(
+            "return document.getElementById('candidates').textContent"
+        )
     shown = chrome.js("return document.querySelector('.card h2').textContent")
     assert shown.startswith("<b></script><script>window.hacked=1")
 

@@ -1,4 +1,4 @@
-"""`paretron report`: a run's page, made again from what the run measured."""
+"""`paretron report`: a run's page, made again from what it measured; or several runs compared."""
 
 from __future__ import annotations
 
@@ -11,15 +11,32 @@ from paretron.cli import options as o
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Runs, or what `profile` wrote.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Where to write; left out: the one run."),
+    ] = None,
+    overwrite: o.Overwrite = False,
+    require_goals: o.RequireGoals = False,
     as_json: o.Json = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Print a run's report.json, or write report.html and report.json anew."""
-    from paretron.run.reporting import rewrite_report
+    """Write a run's report anew, or one that compares several runs, as HTML, Markdown and JSON."""
+    import json
 
-    folder = rewrite_report(run)
+    from paretron.run.rereporting import report_of, rewrite_report, stands_alone
+    from paretron_profiling.goals import require
+
+    if out is None and stands_alone(runs):
+        folder = rewrite_report(runs[0])
+    else:
+        folder = report_of(runs, out=out, overwrite=overwrite)
+    text = (folder / "report.json").read_text("utf-8")
+    if require_goals:  # before anything is printed: what is printed is one JSON value
+        require(json.loads(text)["goals"], where=str(folder / "report.html"))
     if as_json:
-        typer.echo((folder / "report.json").read_text("utf-8"), nl=False)
+        typer.echo(text, nl=False)
     else:
         typer.echo(f"report: {folder / 'report.html'}")

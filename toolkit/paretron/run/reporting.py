@@ -1,27 +1,31 @@
-"""The report stage: what the run's artifacts hold, gathered into report.json and report.html."""
+"""The report stage: what the run's artifacts hold, gathered into one report."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from paretron.artifacts.manifest import MANIFEST, Provenance, read_manifest, versions
+from paretron.artifacts.manifest import MANIFEST, read_manifest, versions
 from paretron.artifacts.reader import Checkpoint
 from paretron.artifacts.staging import staged
 from paretron.compensate.figures import FIGURES, said
-from paretron.errors import Code, ParetronError, Problem
-from paretron.plan.cost import model_facts
+from paretron.evaluate.differences import differences
+from paretron.plan.cost import ModelFacts, model_facts
 from paretron.recipe import Recipe
 from paretron.recipe.training import CORRECTED
+from paretron.run.costs import EVENTS, run_cost
+from paretron.run.importances import importance_summary
 from paretron.run.measure import PROFILE, kind_of
 from paretron.run.runner import Context
 from paretron.run.trial import decided, decision_of
+from paretron_profiling.goals import judged
 from paretron_profiling.machine import hardware
 from paretron_profiling.models import TEACHER
-from paretron_profiling.report import write_report as write_page
+from paretron_profiling.report.page import write_report as write_page
 
 _METRIC = {"cross_entropy": "loss", "forward_kl": "kl"}  # of a training curve
 EVALUATION, METRICS, PARITY = "evaluation.json", "metrics.json", "parity.json"
@@ -34,54 +38,56 @@ def write_report(context: Context) -> None:
         write_page(content, out=folder)
 
 
-def rewrite_report(run: Path) -> Path:
-    """Write report.html anew from a run's report.json and return its folder."""
-    folder = run / "report"
-    if not (folder / "report.json").is_file():
-        raise ParetronError(
-            Problem(
-                Code.INPUT_MISSING,
-                "no report/report.json here",
-                where=str(run),
-                fix="name the folder of a finished `paretron run`",
-            )
-        )
-    manifest = read_manifest(folder)
-    provenance = Provenance(
-        kind=manifest["kind"],
-        parents=manifest["parents"],
-        settings=manifest["settings"],
-        seed=manifest["seed"],
-        stamp=manifest["stamp"],
-        stage=manifest["stage"],
-        unverified=tuple(manifest.get("unverified", ())),
-    )
-    content = _json(folder / "report.json")
-    with staged(folder, provenance=provenance, overwrite=True) as fresh:
-        write_page(content, out=fresh)
-    return folder
-
-
 def _content(context: Context) -> dict[str, Any]:
     recipe = context.recipe
     profile = _json(context.folders["profile"] / PROFILE) if "profile" in context.folders else {}
     names = (TEACHER, *recipe.students)
+    facts = {name: _facts(context, name) for name in names}
+    models = [_model(name, context, profile, facts[name]) for name in names]
+    judges = {name: _judged(context, name, "final") for name in names}
     return {
         "schema": 1,
         "title": _title(recipe),
         "stamp": context.provenance.stamp,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": recipe.seed,
-        "models": [_model(name, context, profile) for name in names],
+        "models": models,
         "speedup": profile.get("speedup", []),
         "curves": list(_curves(context)),
+        "goals": judged(
+            recipe.goals,
+            models=models,
+            profile=profile,
+            evaluations=judges,
+            differences={m["name"]: m["differences"] for m in models},
+        ),
+        "roofline": profile.get("roofline"),
+        "device": profile.get("device"),
+        "importance": importance_summary(context.folders["scores"], recipe.score),
+        "cost": run_cost(context.out.parent / EVENTS, plan=context.plan, facts=facts),
         "hardware": profile.get("hardware") or hardware(),
         "versions": versions(),
         "engines": profile.get("engines", {}),
         "method": profile.get("method", {}),
         "incomplete": profile.get("incomplete"),
         "captions": [*_captions(context), *_compensation(context), *_unverified(context)],
+        "raw": list(_raw(context)),
     }
+
+
+def _raw(context: Context) -> Iterator[dict[str, Any]]:
+    """Where the profile's samples lie, seen from the report's folder."""
+    if "profile" in context.folders:
+        folder = context.folders["profile"]
+        yield {
+            "path": Path(os.path.relpath(folder / PROFILE, context.out)).as_posix(),
+            "sha256": read_manifest(folder)["files"][PROFILE]["sha256"],
+        }
+
+
+def _facts(context: Context, name: str) -> ModelFacts:
+    checkpoint = Checkpoint.open(context.checkpoint(name))
+    return model_facts(checkpoint.config, dtype=checkpoint.dtype)
 
 
 def _title(recipe: Recipe) -> str:
@@ -89,11 +95,13 @@ def _title(recipe: Recipe) -> str:
     return f"Students of {Path(given).name}" if given else "Students of a pretrained demo teacher"
 
 
-def _model(name: str, context: Context, profile: Mapping[str, Any]) -> dict[str, Any]:
+def _model(
+    name: str, context: Context, profile: Mapping[str, Any], facts: ModelFacts
+) -> dict[str, Any]:
     recipe = context.recipe
     checkpoint = Checkpoint.open(context.checkpoint(name))
-    facts = model_facts(checkpoint.config, dtype=checkpoint.dtype)
-    final = _evaluation(context, name, "final")
+    judged_on = _judged(context, name, "final")
+    final = judged_on.get("texts", {})
     before = _evaluation(context, name, "uncorrected" if name == TEACHER else "pruned")
     main = recipe.evaluate.perplexity[0]
     return {
@@ -116,17 +124,36 @@ def _model(name: str, context: Context, profile: Mapping[str, Any]) -> dict[str,
             "final": final.get(main, {}).get("loss"),
         },
         "perplexity": {text: numbers["perplexity"] for text, numbers in final.items()},
+        "texts": final,
+        "tasks": judged_on.get("tasks", {}),
+        "left_out": judged_on.get("left_out", {}),
+        "differences": _differences(context, name),
         "speed": [
             {k: v for k, v in m.items() if k != "samples"}
             for m in profile.get("models", {}).get(name, [])
         ],
         "artifacts": list(_artifacts(context, name)),
+        "sha256": context.provenance.parents.get(f"artifact.{name}.hf"),
     }
 
 
-def _evaluation(context: Context, name: str, which: str) -> dict[str, Any]:
+def _differences(context: Context, name: str) -> dict[str, Any]:
+    """Student minus teacher on every text and task, in pairs."""
+    teacher, own = (context.folders.get(f"evaluation.{n}.final") for n in (TEACHER, name))
+    if name == TEACHER or teacher is None or own is None:
+        return {}
+    return differences(teacher, own)
+
+
+def _judged(context: Context, name: str, which: str) -> dict[str, Any]:
+    """A model's evaluation, whole."""
     folder = context.folders.get(f"evaluation.{name}.{which}")
     return {} if folder is None else _json(folder / EVALUATION)
+
+
+def _evaluation(context: Context, name: str, which: str) -> dict[str, Any]:
+    """What a model's evaluation found on every text."""
+    return dict(_judged(context, name, which).get("texts", {}))
 
 
 def _artifacts(context: Context, name: str) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""The report: one page, the same in Markdown and JSON, of one run or several."""
