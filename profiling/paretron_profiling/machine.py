@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -24,6 +26,11 @@ def hardware() -> dict[str, str | int | float]:
         "load_1m": round(os.getloadavg()[0], 2),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def busy(found: Mapping[str, Any]) -> bool:
+    """Whether more was running than there are cores, by what `hardware` found."""
+    return float(found["load_1m"]) > int(found["threads"])
 
 
 def available_bytes() -> int:

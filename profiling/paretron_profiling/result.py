@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from paretron.errors import ParetronError
+from paretron.errors import Code, ParetronError, Problem
 from paretron_profiling.compare import Speedup
-from paretron_profiling.schema import Measurement, jsonable
+from paretron_profiling.footprint import MemoryPeak
+from paretron_profiling.schema import FLAGS, Measurement, jsonable
 
 FORMAT = "profile.v1"
 
@@ -17,7 +18,9 @@ FORMAT = "profile.v1"
 class ProfileResult:
     """Measurements by model, speedups, and what they were measured with and on.
 
-    incomplete says why the run stopped early, and is None for a whole run.
+    incomplete says why the run stopped early, and is None for a whole run. `device` holds what a
+    probe of the machine found, `roofline` the bounds that follow from it; both are None where
+    nobody asked.
     """
 
     measurements: Mapping[str, tuple[Measurement, ...]]
@@ -26,6 +29,9 @@ class ProfileResult:
     engines: Mapping[str, Mapping[str, str]]
     method: Mapping[str, Any]
     incomplete: str | None = None
+    memory: tuple[MemoryPeak, ...] = ()
+    device: Mapping[str, Any] | None = None
+    roofline: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The content of profile.json, raw samples included."""
@@ -39,11 +45,17 @@ class ProfileResult:
             "hardware": jsonable(self.hardware),
             "engines": jsonable(self.engines),
             "method": jsonable(self.method),
+            "memory": [peak.to_json() for peak in self.memory],
+            "device": jsonable(self.device),
+            "roofline": jsonable(self.roofline),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ProfileResult:
-        """The inverse of to_json; ValueError for another format."""
+        """The inverse of to_json; ValueError for another format.
+
+        What a file from before there was such a figure lacks is empty.
+        """
         if data.get("schema") != FORMAT:
             raise ValueError(f"schema is {data.get('schema')!r}, expected {FORMAT!r}")
         return cls(
@@ -53,7 +65,26 @@ class ProfileResult:
             data["engines"],
             data["method"],
             data["incomplete"],
+            tuple(map(MemoryPeak.from_json, data.get("memory", ()))),
+            data.get("device"),
+            data.get("roofline"),
         )
+
+
+def flagged(result: ProfileResult, *, where: str) -> list[Problem]:
+    """Every measurement that something makes doubtful, for those who will not have it."""
+    return [
+        Problem(
+            Code.GATE_FLAGGED,
+            f"{name} on {m.engine}, {m.mode} {m.load:g}, {m.input_len} + {m.output_len} tokens: "
+            + "; ".join(FLAGS[flag] for flag in m.flags),
+            where=where,
+            fix="a quiet machine; more `repeats`, a `warmup`, or `min_seconds`",
+        )
+        for name, found in result.measurements.items()
+        for m in found
+        if m.flags
+    ]
 
 
 class ProfileStopped(ParetronError):

@@ -8,6 +8,7 @@ from math import comb
 from statistics import median
 
 CONFIDENCE = 0.95
+PERCENTILES = (50, 90, 95, 99)
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,28 @@ def median_interval(values: Sequence[float], *, confidence: float = CONFIDENCE) 
     while 2 * (k + 1) <= n and _coverage(n, k + 1) >= confidence:
         k += 1
     return Interval(median(ordered), ordered[k - 1], ordered[n - k], _coverage(n, k))
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value below which so many percent lie, linear between the two nearest; needs one value.
+
+    Place (n - 1) * percent / 100 of the sorted values, as numpy and vLLM's own benchmark have it.
+    """
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """Those that are stated of latencies, "p50" to "p99"; needs one value."""
+    return {f"p{p}": percentile(values, p) for p in PERCENTILES}
+
+
+def relative_spread(values: Sequence[float]) -> float | None:
+    """(max - min) / median; None without values."""
+    return (max(values) - min(values)) / median(values) if values else None
 
 
 def paired_ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:

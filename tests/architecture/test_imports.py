@@ -74,17 +74,27 @@ MAY_IMPORT: dict[str, set[str]] = {
         "paretron.distill",
         "paretron.evaluate",
         # Measuring is not an engine: engines themselves are reached by entry points.
+        "paretron_profiling.bench",  # drives the tools of others, which are processes
+        "paretron_profiling.goals",
         "paretron_profiling.machine",
         "paretron_profiling.measure",
         "paretron_profiling.models",
         "paretron_profiling.report",
         "paretron_profiling.result",
-        "paretron_profiling.report_schema",
+        "paretron_profiling.roofline",
         "paretron_profiling.schema",
+        "paretron_profiling.servers.serving",
     },
     # A quantised form is calibrated on a text and judged on another.
     "paretron_exporters": PLUGIN | {"paretron.data", "paretron.evaluate.perplexity"},
-    "paretron_profiling": PLUGIN | {"paretron.plugins"},
+    # What a model costs by its config is planning that a roofline needs.
+    "paretron_profiling": PLUGIN
+    | {
+        "paretron.plugins",
+        "paretron.plan.cost",
+        "paretron.search.table",  # its rows can be measured on any engine
+        "paretron.workers.devices",
+    },
 }
 MAY_IMPORT["paretron.cli"] = {
     *MAY_IMPORT["paretron.run"],
@@ -95,7 +105,7 @@ MAY_IMPORT["paretron.cli"] = {
 # Serving engines and their tools: one file of a source root, and only when used.
 ENGINES = {
     "gguf", "llmcompressor", "lm_eval", "modelopt", "onnx", "onnxruntime", "onnxruntime_genai",
-    "peft", "pyarrow", "tensorboard", "tensorrt_llm", "tritonclient", "vllm",
+    "peft", "pyarrow", "pynvml", "tensorboard", "tensorrt_llm", "tritonclient", "vllm",
     "trackio",
     "wandb",
 }  # fmt: skip
@@ -104,7 +114,7 @@ ENGINES = {
 DISTRIBUTION = {
     "click": "typer", "huggingface_hub": "transformers", "pydantic_core": "pydantic",
     "ruamel": "ruamel.yaml", "modelopt": "nvidia-modelopt", "lm_eval": "lm-eval",
-    "google": "tritonclient",
+    "google": "tritonclient", "pynvml": "nvidia-ml-py", "datasets": "lm-eval",
     "markupsafe": "jinja2", "onnxruntime_genai": "onnxruntime-genai", "yaml": "transformers",
 }  # fmt: skip
 

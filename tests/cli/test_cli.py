@@ -29,9 +29,8 @@ def test_verbs_one_by_one(tmp_path: Path) -> None:
     ok("prune", "corrected", "--scores", "scores", "--hidden", "48", "--ffn", "64", "--out", "cut",
        "-q")  # fmt: skip
     ok("distill", "cut", "--teacher", "corrected", *settings, "--out", "student")
-    numbers = json.loads(ok("eval", "student", *settings, "--out", "numbers", "--json"))[
-        "validation"
-    ]
+    said = json.loads(ok("eval", "student", *settings, "--out", "numbers", "--json"))
+    numbers = said["texts"]["validation"]
     assert numbers["tokens"] > 0
     assert numbers["perplexity"] > 1
     ok("export", "student", "--to", "hf", "--out", "served", "-q")

@@ -14,8 +14,10 @@ import pytest
 from makers import PicoMaker
 from paretron.artifacts.manifest import Provenance, write_manifest
 from paretron.cli.main import main
+from picotask import TASK
 
 PAGE = Path(__file__).parents[2] / "docs/json.md"
+BENCH = Path(__file__).parents[1] / "profiling/data/bench"
 ROW = re.compile(r"^\| `([^`]+)` \| ([^|]+) \|", re.M)
 TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,), "int": (int,), "float": (int, float), "bool": (bool,),
@@ -84,7 +86,7 @@ def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 
 
 @pytest.fixture
-def outputs(say: Say, pico: PicoMaker, tmp_path: Path) -> dict[str, Any]:
+def outputs(say: Say, pico: PicoMaker, own_cache: Path, tmp_path: Path) -> dict[str, Any]:
     """Outputs by section; between them, whatever may be absent is there once."""
     model = pico()
     (model / "consolidated.safetensors").write_bytes(b"")
@@ -95,13 +97,21 @@ def outputs(say: Say, pico: PicoMaker, tmp_path: Path) -> dict[str, Any]:
         "plan": say("plan", recipe),
         "inspect": say("inspect", model),
         "verify": say("verify", model),
+        "roofline": say("roofline", f"teacher={model}", f"other={model}", "--device", "H100"),
         "doctor": say("doctor", "--python", f"vllm={sys.executable}"),
         "recipes ls": say("recipes", "ls"),
         "recipes show": say("recipes", "show", "quickstart"),
         "recipes validate": say("recipes", "validate", recipe),
         "eval": say("eval", model, "--recipe", recipe, "--set", "students={a: {hidden: 48}}",
-                    "--out", "numbers"),
+                    "--tasks", TASK, "--out", "numbers"),
         "export": say("export", model, "--to", "hf", "--out", "served"),
+        "profile": say("profile", f"teacher={model}", f"other={model}", "--engine", "transformers",
+                       "--input-len", "4", "--output-len", "2", "--repeats", "1",
+                       "--out", "speeds"),
+        "bench": say("bench", "vllm-serve", "--out", "theirs",
+                     "--from", f"teacher={BENCH / 'vllm-serve-detailed.json'}",
+                     "--from", f"other={BENCH / 'vllm-serve-plain.json'}"),
+        "diff": say("diff", model, pico(name="other", hidden_size=48)),
         "Errors": say("inspect", tmp_path),
     }  # fmt: skip
 

@@ -49,7 +49,7 @@ def offered(line: str) -> list[str]:
         ("paretron recipes show q", {"quickstart"}),
         ("paretron recipes cp llama", {"llama-3.1-8b"}),
         ("paretron export model --to ", {"hf", "onnx"}),
-        ("paretron profile --engine o", {"ortgenai"}),
+        ("paretron profile --engine or", {"ortgenai"}),
         ("paretron plan x.yaml --set distill.loss.t", {"distill.loss.temperature="}),
         ("paretron plan --off", {"--offline"}),
     ],

@@ -17,7 +17,7 @@ PROMISED = {
     "S": (1, 2, 3, 4, 6, 7, 9, 10, 11, 12),
     "P": (1, 2, 3, 4, 5, 6, 7, 8, 10, 11),
     "D": (1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 15, 16, 17, 18, 19),
-    "E": (1, 2, 3, 4, 5, 6, 8, 11, 13),
+    "E": (1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13),
 }
 # Some stand with what they are about.
 PLACES = ("tests/faults", "tests/containers", "tests/profiling")

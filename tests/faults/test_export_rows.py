@@ -230,7 +230,7 @@ def test_a_degree_that_does_not_divide_is_told_by_the_plan(
 
 
 def test_e11_hostile_names_and_no_number(tmp_path: Path) -> None:
-    from paretron_profiling.report import write_report
+    from paretron_profiling.report.page import write_report
 
     hostile = "<script>window.hacked=1</script>\"'\n</title>"
     content = example_report(title=hostile)

@@ -89,6 +89,27 @@ def test_every_problem_at_once(tmp_path: Path) -> None:
     assert {p["code"] for p in problems} >= {"recipe.target", "recipe.value", "input.missing"}
 
 
+def test_loads_that_no_engine_takes(tmp_path: Path) -> None:
+    """An engine that is no server leaves loops to one that is; without one they are a problem."""
+    served = "{name: openai, servers: {teacher: 'http://127.0.0.1:8000'}}"
+    for engines, expected in (
+        ("{name: transformers}", {"profile.concurrency", "profile.engines"}),
+        (f"{{name: transformers}}, {served}", {"profile.engines"}),
+        (served, set()),
+    ):
+        folder = tmp_path / str(len(engines))
+        folder.mkdir()
+        _, problems = plan_of(
+            folder,
+            "{a: {layers: 8}}",
+            f"profile: {{engines: [{engines}], batches: [], concurrency: [8]}}\n",
+        )
+        found = [p for p in problems if p["where"].startswith("profile.")]
+        assert {p["where"] for p in found} == expected, found
+        assert all("server" in p["fix"] for p in found if p["where"] == "profile.concurrency")
+        assert all("transformers" in p["cause"] for p in found)
+
+
 def test_plan_reads_no_torch_and_is_quick(tmp_path: Path) -> None:
     shape = SHAPES["Llama-3.1-8B"]
     (tmp_path / "teacher").mkdir()

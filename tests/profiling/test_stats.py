@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from math import comb
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paretron_profiling.stats import median_interval, paired_ratios
+from paretron_profiling.stats import median_interval, paired_ratios, percentile
 
 values = st.lists(st.floats(0.1, 1e4), min_size=1, max_size=40)
 
@@ -68,6 +69,11 @@ def test_drift_cancels_in_pairs(rounds: list[tuple[float, float, float]]) -> Non
     still = paired_ratios([a * r for a, r, _ in rounds], [a for a, _, _ in rounds])
     drifting = paired_ratios([a * r * d for a, r, d in rounds], [a * d for a, _, d in rounds])
     assert drifting == pytest.approx(still)
+
+
+@given(values, st.floats(0, 100))
+def test_percentiles_are_numpys(found: list[float], percent: float) -> None:
+    assert percentile(found, percent) == pytest.approx(np.percentile(found, percent))
 
 
 def test_pairs_must_match() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ import torch
 from paretron.artifacts.writer import TensorWriter
 from paretron.cli.main import _run
 from paretron.families import FAMILIES, explicit, family_of, sizes
-from paretron.recipe import Student
-from paretron.run.check import twin_config, twin_student
+from paretron.recipe import Profile, Student
+from paretron.run.check import _little_profile, twin_config, twin_student
 from picorun import paretron, write_pico_recipe
 
 LLAMA_8B = {
@@ -65,6 +66,24 @@ def test_twin_shrinks_what_the_recipe_shrinks() -> None:
     assert twin_student(Student(layers=16), real=real, tiny=tiny) == Student(layers=1)
     assert twin_student(Student(heads=16), real=real, tiny=tiny) == Student(heads=2)
     assert twin_student(Student(kv_heads=4), real=real, tiny=tiny).kv_heads == 1
+
+
+def test_the_twin_is_profiled_lightly() -> None:
+    def little(*engines: dict[str, Any], **loads: Any) -> Profile | None:
+        settings = {"engines": engines, "batches": [8], "min_seconds": 60} | loads
+        return _little_profile(Profile.model_validate(settings))
+
+    alone = {"name": "openai", "servers": {"teacher": "http://127.0.0.1:8000"}}
+    loops = {"concurrency": [64, 128], "rates": [0.5]}
+    found = little({"name": "vllm_server"}, **loops)
+    assert found is not None
+    assert found.loads == {"offline": (1,), "closed": (2,), "open": (8.0,)}
+    assert (found.requests_of("closed", 2), found.min_seconds, found.repeats) == (4, 0.0, 1)
+    assert little(alone, **loops) is None
+    left = little({"name": "ortgenai"}, alone, batches=[], **loops)
+    assert left is not None
+    assert left.loads == {"offline": (1,)}
+    assert [e.name for e in left.engines] == ["ortgenai"]
 
 
 def test_every_family_has_a_twin() -> None:

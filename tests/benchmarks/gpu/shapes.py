@@ -1,4 +1,4 @@
-"""Shapes that GPU benchmarks run: Llama-3.1-8B, its 4B width student, and a pico pair for a CPU."""
+"""Shapes that GPU benchmarks run: Llama-3.1-8B, its 4B students, and a pico pair for a CPU."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ LLAMA_8B: dict[str, Any] = {
     "max_position_embeddings": 8192, "rope_theta": 500000.0, "tie_word_embeddings": False,
 }  # fmt: skip
 WIDTH_4B = LLAMA_8B | {"hidden_size": 3072, "intermediate_size": 9216}
+DEPTH_4B = LLAMA_8B | {"num_hidden_layers": 16}
 PICO = LLAMA_8B | {
     "vocab_size": 640, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,

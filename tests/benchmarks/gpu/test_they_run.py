@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import fused_loss, scoring, training
+from benchmarks.gpu import fused_loss, profiling, scoring, training
 
 
-@pytest.mark.parametrize("name", ["fused_loss", "scoring", "training"])
+@pytest.mark.parametrize("name", ["fused_loss", "profiling", "scoring", "training"])
 def test_it_prints_what_it_measured(
     name: str,
     tmp_path: Path,
@@ -20,10 +20,12 @@ def test_it_prints_what_it_measured(
 ) -> None:
     main, key = {
         "fused_loss": (fused_loss.main, "codes"),
+        "profiling": (profiling.main, "profiles"),
         "scoring": (scoring.main, "score_s"),
         "training": (training.main, "tokens_per_s"),
     }[name]
-    folder = ["--folder", str(tmp_path / "model")] if name == "scoring" else []
-    monkeypatch.setattr(sys, "argv", [name, "--small", *folder])
+    folder = ["--folder", str(tmp_path / "model")] if name in ("profiling", "scoring") else []
+    engines = ["--engines", "transformers"] if name == "profiling" else []  # no minute of compiling
+    monkeypatch.setattr(sys, "argv", [name, "--small", *folder, *engines])
     main()
     assert json.loads(capsys.readouterr().out)[key]

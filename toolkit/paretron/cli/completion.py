@@ -26,6 +26,13 @@ def engine_names(incomplete: str) -> list[str]:
     return _beginning(incomplete, plugin_names(ENGINES))
 
 
+def tool_names(incomplete: str) -> list[str]:
+    """The benchmarks of others that `bench` knows."""
+    from paretron_profiling.bench.tools import TOOLS
+
+    return _beginning(incomplete, TOOLS)
+
+
 def recipe_keys(incomplete: str) -> list[str]:
     """The keys that `--set` takes, each with its equals sign."""
     return _beginning(incomplete, _keys())

@@ -150,7 +150,7 @@ def _show(found: Mapping[str, Any]) -> None:
     print(f"exporters   {', '.join(found['exporters'])}")
     print("engines")
     for name, engine in found["engines"].items():
-        print(f"  {name:<16}{'ready' if engine['ready'] else engine['problems'][0]['cause']}")
+        print(f"  {name:<22}{'ready' if engine['ready'] else engine['problems'][0]['cause']}")
         for package, version in (engine["packages"] or {}).items():
             print(f"    {package:<14}{version}{_note(found['below_floor'], f'{name}: {package}')}")
     for tool, path in found["tools"].items():

@@ -11,8 +11,10 @@ import typer
 
 from paretron import __version__
 from paretron.cli import (
+    bench,
     check,
     correct,
+    diff,
     distill,
     doctor,
     evaluate,
@@ -23,9 +25,11 @@ from paretron.cli import (
     prune,
     recipes,
     report,
+    roofline,
     run,
     score,
     search,
+    table,
     verify,
 )
 from paretron.cli.output import say_problems, say_traceback
@@ -67,13 +71,17 @@ app.command("check")(check.check)
 app.command("inspect")(inspect.inspect)
 app.command("score")(score.score)
 app.command("search")(search.search)
+app.command("table")(table.table)
 app.command("prune")(prune.prune)
 app.command("correct")(correct.correct)
 app.command("distill")(distill.distill)
 app.command("eval")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("profile")(profile.profile)
+app.command("bench")(bench.bench)
+app.command("roofline")(roofline.roofline)
 app.command("report")(report.report)
+app.command("diff")(diff.diff)
 app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)
 app.add_typer(recipes.app, name="recipes")

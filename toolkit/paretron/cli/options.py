@@ -32,4 +32,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks with errors.")]
+RequireGoals = Annotated[
+    bool, typer.Option("--require-goals", help="Exit 5 unless every goal of the recipe is met.")
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit 5 where a measured speed is flagged as doubtful.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]

@@ -29,21 +29,29 @@ def run(
     trackio: Annotated[
         str | None, typer.Option(metavar="PROJECT", help="Also log curves to this trackio project.")
     ] = None,
+    require_goals: o.RequireGoals = False,
+    strict: o.Strict = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
     """Run a recipe to its report; again to continue or to reuse what is done."""
+    from paretron.cli.goals import goals_of, say_goals
     from paretron.cli.output import say_json
     from paretron.cli.progress import Progress
     from paretron.plan.plan import make_plan
     from paretron.recipe import load_recipe
     from paretron.run.events import Watcher
+    from paretron.run.measure import require_unflagged
     from paretron.run.runner import run_plan
     from paretron.run.stages import STAGES
     from paretron.run.tracking import Tracked
+    from paretron.run.workspace import Workspace
+    from paretron_profiling.goals import require, require_some
 
     loaded = load_recipe(recipe, overrides=set_ or ())
+    if require_goals:
+        require_some(loaded.goals, where=str(recipe))  # before hours of work
     folder = out or Path("runs") / recipe.stem
     trackers = _trackers(tensorboard, wandb, trackio)
     plan = make_plan(loaded, out=folder, offline=offline)
@@ -60,11 +68,17 @@ def run(
             overwrite=overwrite,
             watcher=watcher,
         )
+    page, verdicts = report / "report.html", goals_of(report)
+    if strict and plan.recipe.profile is not None:
+        require_unflagged(Workspace(folder).artifact("profile"))
+    if require_goals:
+        require(verdicts, where=str(page))
     if as_json:
-        page = report / "report.html"
-        say_json({"out": str(folder), "report": str(page), "notices": progress.notices})
+        found = {"out": str(folder), "report": str(page), "goals": verdicts}
+        say_json(found | {"notices": progress.notices})
     else:
-        typer.echo(f"report: {report / 'report.html'}")
+        say_goals(verdicts)
+        typer.echo(f"report: {page}")
 
 
 def _trackers(tensorboard: Path | None, wandb: str | None, trackio: str | None) -> list[Tracker]:

@@ -26,9 +26,10 @@ from paretron.plan.parallel import parallel_problems
 from paretron.plan.shapes import student_sizes, target_problems
 from paretron.plan.sources import FoundTeacher, data_problems, find_teacher, pinned
 from paretron.plan.stages import Stage, stages_of
+from paretron.plan.tasks import task_outlook
 from paretron.plugins import ENGINES, EXPORTERS, find_plugin
 from paretron.recipe import Export, Recipe, Score, Search, Student
-from paretron.recipe.limits import batch_problems, loss_problems
+from paretron.recipe.limits import batch_problems, loss_problems, mode_problems
 
 if TYPE_CHECKING:
     from paretron.plan.searching import SearchOutlook
@@ -123,6 +124,8 @@ def make_plan(recipe: Recipe, *, out: Path, offline: bool) -> Plan:
             students[name] = facts
     problems += _merging_problems(recipe, students.values(), found.config)
     problems += parallel_problems(recipe, found.config, students)
+    unaskable, unasked = task_outlook(recipe)
+    problems, notices = problems + unaskable, notices + unasked
     engines, formats = engine_problems(recipe)
     problems += engines
     stages = stages_of(
@@ -219,7 +222,7 @@ def _shape_outlook(
     )
     problems += export_problems(exporters, relabel(config), name)
     notes = [f"students.{name}: {note}" for note in decision.notes]
-    return model_facts(config, dtype=_student_dtype(recipe, found)), problems, notes
+    return model_facts(config, dtype=student_dtype(recipe, found)), problems, notes
 
 
 def _merging_problems(
@@ -240,11 +243,12 @@ def _outlook(
     from paretron.plan.searching import search_outlook  # counts by numpy, only when one searches
 
     return search_outlook(
-        name, search, recipe, config=found.config, dtype=_student_dtype(recipe, found)
+        name, search, recipe, config=found.config, dtype=student_dtype(recipe, found)
     )
 
 
-def _student_dtype(recipe: Recipe, found: FoundTeacher) -> str:
+def student_dtype(recipe: Recipe, found: FoundTeacher) -> str:
+    """What students are stored in, as safetensors names it: the recipe's, or the teacher's own."""
     return next((k for k, v in DTYPE_NAMES.items() if v == recipe.prune.dtype), found.dtype)
 
 
@@ -287,6 +291,7 @@ def engine_problems(recipe: Recipe) -> tuple[list[Problem], frozenset[str]]:
     """What keeps an engine from running here, and the formats that the engines run."""
     problems: list[Problem] = []
     formats: set[str] = set()
+    modes: dict[str, frozenset[str]] = {}
     exported = {e.label for e in recipe.export} | {"hf"}
     if recipe.profile is None:
         return [], frozenset()
@@ -299,6 +304,7 @@ def engine_problems(recipe: Recipe) -> tuple[list[Problem], frozenset[str]]:
             continue
         problems += engine.check(settings)
         formats.add(engine.wants)
+        modes[settings.name] = engine.modes
         problems += batch_problems(
             recipe.profile, engine=settings.name, largest_batch=engine.largest_batch
         )
@@ -311,6 +317,7 @@ def engine_problems(recipe: Recipe) -> tuple[list[Problem], frozenset[str]]:
                     fix=f"add {{to: {engine.wants}}} to export",
                 )
             )
+    problems += mode_problems(recipe.profile, modes=modes)
     return problems, frozenset(formats)
 
 

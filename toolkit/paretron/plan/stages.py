@@ -87,11 +87,13 @@ def _stages(
     for label, stage in evaluated.items():
         owner, _, which = label.partition(".")
         below = {"folder": CORRECTED} if which == "teacher" else {}
+        # Tasks take hours: they are for the models that somebody may take.
+        judged = recipe.evaluate if which == "final" else recipe.evaluate.without_tasks
         yield Stage(
             evaluations[label],
             "evaluate",
             {"model": stage, "data": "data"},
-            {"evaluate": _plain(recipe.evaluate), "data": _plain(recipe.data)} | below,
+            {"evaluate": _plain(judged), "data": _plain(recipe.data)} | below,
             None if owner == "teacher" else owner,
         )
     for name, by_kind in artifacts.items():
@@ -108,7 +110,8 @@ def _stages(
             },
             {"profile": _plain(recipe.profile)} | seed,
         )
-    yield Stage(REPORT, REPORT, _report_inputs(recipe, evaluations, artifacts), {})
+    goals = {"goals": dict(recipe.goals)} if recipe.goals else {}
+    yield Stage(REPORT, REPORT, _report_inputs(recipe, evaluations, artifacts), goals)
 
 
 def _exports(
@@ -250,6 +253,7 @@ def _report_inputs(
     recipe: Recipe, evaluations: Mapping[str, str], artifacts: Mapping[str, Mapping[str, str]]
 ) -> dict[str, str]:
     inputs = {f"evaluation.{label}": stage for label, stage in evaluations.items()}
+    inputs["scores"] = "score"
     for name, by_kind in artifacts.items():
         inputs |= {f"artifact.{name}.{kind}": stage for kind, stage in by_kind.items()}
     if recipe.serial_correction is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from paretron.artifacts.staging import refuse_existing, refuse_overlap
+from paretron.data.taskfiles import asked_tasks
 from paretron.errors import raise_all
 from paretron.families import Sizes, family_of, sizes
 from paretron.families.experts import PER_TOKEN, is_moe_layer
@@ -17,7 +18,7 @@ from paretron.plan.plan import make_plan
 from paretron.plan.shapes import student_sizes
 from paretron.plan.sources import find_teacher
 from paretron.plan.stages import TEACHER
-from paretron.recipe import Correct, Distill, Profile, Recipe, Search, Student, Training
+from paretron.recipe import Correct, Distill, Evaluate, Profile, Recipe, Search, Student, Training
 from paretron.recipe.training import Phase
 from paretron.run.events import Watcher
 from paretron.run.runner import run_plan
@@ -26,6 +27,7 @@ from paretron.run.stages import STAGES
 STAMP = "TEST"
 LAYERS, HEADS, HIDDEN, STEP = 2, 2, 128, 16  # the twin: sizes are multiples of STEP
 SEQ_LEN, WINDOWS, STEPS = 64, 64, 3
+QUESTIONS = 2  # of each task
 
 T = TypeVar("T", bound=Training)
 
@@ -93,6 +95,7 @@ def twin_recipe(recipe: Recipe, *, folder: Path, offline: bool) -> Recipe:
             "correct": _short_correction(recipe),
             "distill": _short(recipe.distill),
             "score": _little_scoring(recipe),
+            "evaluate": _little_evaluation(recipe.evaluate),
             "profile": _little_profile(recipe.profile) if recipe.profile else None,
         }
     )
@@ -239,7 +242,30 @@ def _little_scoring(recipe: Recipe) -> Any:
     return recipe.score.model_copy(update={"depth": few})
 
 
-def _little_profile(profile: Profile) -> Profile:
-    return profile.model_copy(
-        update={"batches": (1,), "lengths": ((8, 4),), "repeats": 1, "warmup": 0}
-    )
+def _little_evaluation(evaluate: Evaluate) -> Evaluate:
+    stride = evaluate.stride and min(evaluate.stride, SEQ_LEN // 2)
+    # What a suite would leave out is left out, not refused for being named.
+    tasks = [task.model_copy(update={"limit": QUESTIONS}) for task in asked_tasks(evaluate)[0]]
+    few = {"stride": stride, "tasks": tuple(tasks), "suite": None}
+    return evaluate.model_copy(update=few)
+
+
+def _little_profile(profile: Profile) -> Profile | None:
+    """One light load of each mode; without servers that run already, which do not serve the twin.
+
+    Loops go with them: who else could be put under one is not known here.
+    """
+    engines = tuple(e for e in profile.engines if not e.servers)
+    loops = len(engines) == len(profile.engines)
+    update = {
+        "engines": engines,
+        "batches": (1,) if profile.batches or not loops else (),
+        "concurrency": (2,) if profile.concurrency and loops else (),
+        "rates": (8.0,) if profile.rates and loops else (),
+        "requests": 4,
+        "lengths": ((8, 4),),
+        "repeats": 1,
+        "warmup": 0,
+        "min_seconds": 0.0,
+    }
+    return profile.model_copy(update=update) if engines else None

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from paretron.artifacts.config import read_config
-from paretron.artifacts.jsonfile import dump
+from paretron.artifacts.jsonfile import dump, read_object
 from paretron.artifacts.manifest import Provenance
 from paretron.artifacts.reader import INDEX, SINGLE
 from paretron.artifacts.staging import staged
-from paretron.errors import Code, ParetronError, Problem
+from paretron.errors import Code, ParetronError, Problem, raise_all
 from paretron.plugins import ENGINES, find_plugin
-from paretron.recipe import Profile, Student
+from paretron.recipe import Engine, Profile, Student
 from paretron.run.events import OnEvent
 from paretron.run.runner import Context
-from paretron_profiling.measure import profile_models
+from paretron_profiling.measure import profile_models, with_bounds
 from paretron_profiling.models import TEACHER, ModelFacts, ModelUnderTest
-from paretron_profiling.result import ProfileStopped
+from paretron_profiling.result import ProfileResult, ProfileStopped, flagged
 
 PROFILE = "profile.json"
+_SERVED = "openai"  # the engine that asks servers which run already
 
 
 def kind_of(student: Student) -> str:
@@ -45,7 +48,7 @@ def profile_run(context: Context) -> None:
         ModelUnderTest(
             name,
             TEACHER if name == TEACHER else kind_of(recipe.students[name]),
-            by_form,
+            {"hf": checkpoints[name], **by_form},  # an export need not keep a config
             ModelFacts.of(checkpoints[name]),
         )
         for name, by_form in folders.items()
@@ -71,7 +74,7 @@ def publish_profile(
     overwrite: bool,
     on_event: OnEvent,
 ) -> None:
-    """Measure and write profile.json, raw samples included.
+    """Measure and write profile.json, raw samples, the machine's own limits and bounds included.
 
     When an engine fails, what was measured until then is kept beside `out`, marked incomplete.
     """
@@ -83,35 +86,94 @@ def publish_profile(
         dump(partial, stopped.partial.to_json())
         on_event("note", {"message": f"measured until then: {partial}"})
         raise
+    result = with_bounds(result, models, on_event=on_event)
     with staged(out, provenance=provenance, overwrite=overwrite) as folder:
         dump(folder / PROFILE, result.to_json())
     partial.unlink(missing_ok=True)
 
 
-def models_by_name(named: list[str], *, engine: str) -> list[ModelUnderTest]:
-    """The models of `NAME=DIR` arguments, each in the form that the engine runs.
+def require_unflagged(folder: Path) -> None:
+    """GATE_FLAGGED with every measurement of a profile that something makes doubtful."""
+    found = read_object(folder / PROFILE, code=Code.INPUT_CONFIG)
+    raise_all(flagged(ProfileResult.from_json(found), where=str(folder / PROFILE)))
 
-    USAGE for an argument of another form. Weights count as they lie on disk.
+
+def engines_by_name(named: Sequence[str], *, servers: Sequence[str]) -> list[dict[str, Any]]:
+    """`profile.engines` of `NAME` or `NAME=PYTHON` arguments, with the `MODEL=URL` of servers.
+
+    USAGE for an engine or a model that is named twice, or a server without an engine to ask it.
     """
-    form = find_plugin(ENGINES, engine, where="--engine").wants
+    found: dict[str, dict[str, Any]] = {}
+    for text in named:
+        name, equals, python = text.partition("=")
+        if name in found or (equals and not python):
+            raise _usage(
+                f"{text!r} is no engine, or one that was named before",
+                "--engine ortgenai --engine vllm=/opt/vllm/bin/python",
+            )
+        found[name] = {"name": name, "python": Path(python).absolute() if python else None}
+    if servers:
+        urls = dict(text.split("=", 1) for text in servers if "=" in text)
+        if _SERVED not in found or len(urls) != len(servers):
+            raise _usage(
+                f"servers go by the name of a model, each once, with --engine {_SERVED}",
+                f"--engine {_SERVED} --server teacher=http://127.0.0.1:8000",
+            )
+        found[_SERVED]["servers"] = urls
+    return list(found.values())
+
+
+def models_by_name(named: Sequence[str], *, engines: Sequence[Engine]) -> list[ModelUnderTest]:
+    """The models of `NAME=DIR,DIR` arguments: a checkpoint, its ONNX export, or both.
+
+    USAGE for an argument of another form, and where an engine finds nothing of a model that it
+    could run. Weights count as they lie in the checkpoint, or else in the export.
+    """
+    wanted = {e.name: find_plugin(ENGINES, e.name, where="--engine").wants for e in engines}
     models = []
     for text in named:
-        name, equals, folder = text.partition("=")
-        if not equals or not name or not Path(folder).is_dir():
-            raise ParetronError(
-                Problem(
-                    Code.USAGE,
-                    f"{text!r} is not NAME=DIR with a folder that is there",
-                    fix="teacher=runs/a/stages/correct width=runs/a/stages/width.distill",
-                )
+        name, equals, listed = text.partition("=")
+        folders = [Path(part) for part in listed.split(",")]
+        if not equals or not name or not all(f.is_dir() for f in folders):
+            raise _usage(
+                f"{text!r} is not NAME=DIR, or NAME=DIR,DIR, with folders that are there",
+                "teacher=runs/a/stages/correct width=runs/a/stages/width.distill",
             )
+        forms = {_form_of(folder): folder for folder in folders}
+        if len(forms) < len(folders):
+            raise _usage(f"{name} has two folders of one form", f"{name}=CHECKPOINT,EXPORT")
+        for engine, form in wanted.items():
+            if form not in forms:
+                raise _usage(
+                    f"{engine} runs {_FORMS.get(form, form)}, and {name} has none",
+                    f"{name}=DIR,DIR with the folder of each form",
+                )
         kind = TEACHER if name == TEACHER else "student"
-        models.append(ModelUnderTest(name, kind, {form: Path(folder)}, facts_of(Path(folder))))
+        facts = facts_of(forms.get("hf") or folders[0])
+        models.append(ModelUnderTest(name, kind, forms, facts))
     return models
+
+
+_FORMS: Mapping[str, str] = {
+    "hf": "a checkpoint", "onnx": "an ONNX export", "trtllm": "a TensorRT-LLM export",
+}  # fmt: skip
+_TRTLLM_SETTINGS, _TRTLLM_MODEL = "llm_config.yaml", "model"
+
+
+def _form_of(folder: Path) -> str:
+    if (folder / _TRTLLM_SETTINGS).is_file():
+        return "trtllm"
+    return "onnx" if any(folder.glob("*.onnx")) else "hf"
+
+
+def _usage(cause: str, fix: str) -> ParetronError:
+    return ParetronError(Problem(Code.USAGE, cause, fix=fix))
 
 
 def facts_of(folder: Path) -> ModelFacts:
     """The facts of a checkpoint, or of an export that keeps its source's config.json."""
+    if (folder / _TRTLLM_SETTINGS).is_file():
+        folder = folder / _TRTLLM_MODEL
     if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
         return ModelFacts.of(folder)
     weights = sum(p.stat().st_size for p in folder.glob("*.onnx*"))

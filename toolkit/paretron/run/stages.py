@@ -15,7 +15,7 @@ from paretron.families import sizes
 from paretron.plan.shapes import student_sizes
 from paretron.plan.stages import captured_seq_len
 from paretron.plugins import EXPORTERS, find_plugin
-from paretron.recipe import Correct, Distill
+from paretron.recipe import Correct, Distill, Evaluate
 from paretron.run.runner import Context, StageFunction
 
 
@@ -229,19 +229,22 @@ def search(context: Context) -> None:
 
 
 def evaluate(context: Context) -> None:
-    """Loss and perplexity on the held-out texts that the recipe names."""
-    from paretron.evaluate.perplexity import evaluate_model
+    """Loss and perplexity on the held-out texts that the recipe names, and its tasks."""
+    from paretron.evaluate.stage import evaluate_model
 
     texts = dict(context.recipe.data)
+    settings = Evaluate.model_validate(context.stage.settings["evaluate"])
     evaluate_model(
         context.folders["model"] / context.stage.settings.get("folder", ""),
         {
             name: (context.folders["data"] / name, texts[name].seq_len)
-            for name in context.recipe.evaluate.perplexity
+            for name in settings.perplexity
         },
-        settings=context.recipe.evaluate,
+        settings=settings,
         out=context.out,
         provenance=context.provenance,
+        state=context.state,
+        offline=context.offline,
         overwrite=context.overwrite,
         on_event=context.on_event,
     )
