@@ -21,6 +21,9 @@ T4_STAMP := $(T4_VENV)/.done-$(call hash,constraints-transformers4.txt)
 OTHERS := $(if $(findstring $(VLLM_VENV),$(PARETRON_VLLM_PYTHON)),$(VLLM_STAMP)) \
   $(if $(findstring $(T4_VENV),$(PARETRON_TRANSFORMERS4_PYTHON)),$(T4_STAMP))
 
+# Two at a time, each test file in one process; PYTEST_ARGS= runs them one after the other.
+PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
+
 PIP_QUIET := --quiet --disable-pip-version-check --no-input
 
 .DELETE_ON_ERROR:
@@ -31,6 +34,8 @@ quickstart: install
 
 test: export PARETRON_VLLM_PYTHON := $(PARETRON_VLLM_PYTHON)
 test: export PARETRON_TRANSFORMERS4_PYTHON := $(PARETRON_TRANSFORMERS4_PYTHON)
+# Side by side, the threads of one would wait for those of the other.
+test: export OMP_NUM_THREADS ?= 1
 test: install-dev $(OTHERS) lint types
 	$(BIN)/pytest $(PYTEST_ARGS)
 

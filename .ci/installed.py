@@ -10,7 +10,7 @@ PACKAGES = ("paretron", "paretron_exporters", "paretron_profiling", "paretron_re
 # These need a component that only some installations have, and say so when asked to work.
 ENTRY_POINTS = {
     "paretron.exporters": {"hf", "onnx", "gguf", "trtllm", "trtllm_engine", "triton"},
-    "paretron.engines": {"ortgenai", "vllm"},
+    "paretron.engines": {"ortgenai", "transformers", "vllm", "vllm_server", "trtllm", "openai"},
 }
 
 

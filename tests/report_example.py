@@ -32,6 +32,7 @@ def example_profile() -> dict[str, Any]:
         "hardware": {"cpu": "Example CPU", "cores": 2},
         "engines": {"vllm": {"vllm": "0.32.0"}},
         "method": {"repeats": 3, "warmup": 1},
+        "memory": _memory(),
     }
 
 
@@ -79,6 +80,7 @@ def example_report(**changes: Any) -> dict[str, Any]:
         "goals": _goals(),
         "roofline": _roofline(measured),
         "device": {"name": "Example CPU", "bandwidth_bytes_s": 2.1e10, "flop_s": {"float32": 9e10}},
+        "memory": _memory(),
         "importance": _importance(rng),
         "cost": _cost(),
         "raw": [{"path": "../stages/profile/profile.json", "sha256": "ab" * 32}],
@@ -163,6 +165,18 @@ def _roofline(measured: dict[str, list[Measurement]]) -> dict[str, Any]:
                     "parts": {"weights_s": 0.6 * seconds, "compute_s": 0.3 * seconds},
                 })  # fmt: skip
     return {"rows": rows, "speedup": [], "notes": ["closed loops were left out of this example"]}
+
+
+def _memory() -> list[dict[str, Any]]:
+    """Peaks of one engine in this process, and of one with its own and a GPU."""
+    lengths = dict(zip(("input_len", "output_len"), LENGTHS, strict=True))
+    works = (("ortgenai", "offline", 4, None, False), ("vllm", "closed", 16, 2_000_000_000, True))
+    return [
+        {"model": name, "engine": engine, "mode": mode, "load": load, **lengths,
+         "host_bytes": 40 * params, "device_bytes": device, "own_process": own}
+        for name, (params, *_) in MODELS.items()
+        for engine, mode, load, device, own in works
+    ]  # fmt: skip
 
 
 def _importance(rng: random.Random) -> dict[str, Any]:

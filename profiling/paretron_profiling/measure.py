@@ -59,7 +59,7 @@ def profile_models(
     they are opened one after the other in every round; one at a time is under load.
 
     Errors: OPTIONAL_MISSING, OPTIONAL_OLD, RECIPE_VALUE before anything runs; ProfileStopped
-    (ENGINE) with the partial result when an engine fails.
+    (ENGINE, INTERRUPTED) with the partial result when an engine fails or somebody stops it.
     """
     raise_all([*check_engines(profile), *check_lengths(models, profile=profile)])
     hardware = machine.hardware()
@@ -72,6 +72,8 @@ def profile_models(
                 run.engine(settings)
         except ParetronError as error:
             stopped = error
+        except KeyboardInterrupt:
+            stopped = ParetronError(Problem(Code.INTERRUPTED, "stopped on request"))
     measured = run.measurements(doubts=(BUSY,) if machine.busy(hardware) else ())
     result = ProfileResult(
         measurements=measured,
@@ -238,7 +240,7 @@ class _Run:
                 sample = cast(Server, session).serve(prompts, work.output_len, pace=pace)
             if self.watch:
                 reading, doubts = self.watch.end(began_s)
-                sample = replace(sample, gpu=reading, doubts=doubts)
+                sample = replace(sample, gpu=reading, doubts=(*sample.doubts, *doubts))
         _check_whole(sample, unit, requests)
         if number >= 0:
             self.samples.setdefault(unit, []).append(replace(sample, tokens=()))

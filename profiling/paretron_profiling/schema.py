@@ -9,7 +9,8 @@ one closed or open loop of them. Times of a sample count from its beginning. Of 
 Of a sample:
  - output tokens/s: output tokens of the completed requests / the time until the last of them ended;
  - prefill tokens/s: batch * input_len / (the last request's TTFT), of a batch alone;
- - decode tokens/s: tokens after the first ones / (total - the last request's TTFT), likewise;
+ - decode tokens/s: tokens / time, of what comes after the last request's TTFT, likewise (of those
+   that had begun before, a share of their tokens as of their time);
  - a latency: the median over its requests.
 A measurement's figure is the median over its samples of the sample's figure, its interval holds the
 true median with the stated `coverage`, and its percentiles are of all requests of all samples
@@ -173,11 +174,13 @@ class Sample:
         return self.completed * work.input_len / self.prefill_s
 
     def decode_tok_s(self, work: Workload) -> float | None:
-        """Output tokens a second after the first ones; None of a loop, or of one token."""
-        after = self.total_s - self.prefill_s
-        if work.mode != OFFLINE or not after > 0:
+        """Output tokens a second once all have their first; None of a loop, or of one token."""
+        begin = self.prefill_s
+        if work.mode != OFFLINE or not self.total_s > begin:
             return None
-        return self.completed * (work.output_len - 1) / after
+        spans = zip(self.first_token_s, self.finish_s, strict=True)
+        whole = sum(max(0.0, end - begin) / (end - first) for first, end in spans if end > first)
+        return whole * (work.output_len - 1) / (self.total_s - begin)
 
     def power_w(self, _work: Workload) -> float | None:
         """What the GPUs drew on average."""

@@ -74,7 +74,10 @@ class Sessions:
                 if session.pid == os.getpid() and not self._has_libraries:
                     self._has_libraries = True
                     continue
-                yield session
+                try:
+                    yield session
+                finally:  # what the load client cost is known now
+                    self.about = dict(session.about)
                 return
 
     @contextmanager

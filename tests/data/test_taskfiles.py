@@ -91,6 +91,7 @@ def test_the_papers_suite() -> None:
         (["winogrand"], {}, Code.RECIPE_VALUE, "did you mean winogrande"),
         (["humaneval"], {}, Code.UNSUPPORTED, "--run-code"),
         (["cruxeval_input"], {}, Code.UNSUPPORTED, "without a sandbox"),  # said in what it includes
+        (["prompt_robustness_math_algebra"], {}, Code.UNSUPPORTED, "without a sandbox"),  # unsaid
         (["absent.yaml"], {}, Code.INPUT_MISSING, "no such file"),
     ],
 )
@@ -134,6 +135,11 @@ REFUSED: dict[str, tuple[dict[str, str], Code, str]] = {
     "prompt": ({"use_prompt": "promptsource:x"}, Code.UNSUPPORTED, "'use_prompt'"),
     "hub-metric": ({"metric_list": "[{metric: ./evil, hf_evaluate: true}]"}, Code.UNSUPPORTED,
                    "hf_evaluate"),
+    "pickle": ({"dataset_path": "pandas"}, Code.UNSUPPORTED, "reads pickles"),
+    "address": ({"dataset_kwargs": "{data_files: {test: 'https://192.0.2.1/a.jsonl'}}"},
+                Code.UNSUPPORTED, "https://192.0.2.1"),
+    "address-within": ({"dataset_kwargs": "{data_files: ['hf://a/b::https://192.0.2.1/a']}"},
+                       Code.UNSUPPORTED, "neither a file of this machine"),
     "name": ({"task": "../../out"}, Code.RECIPE_VALUE, "../../out"),
     "several": ({"task": "[a, b]"}, Code.RECIPE_VALUE, "'a', 'b'"),
     "twice": ({"dataset_name": "a\ndataset_name: b"}, Code.RECIPE_SYNTAX, "stands twice"),
@@ -185,10 +191,10 @@ def test_a_tasks_identity_is_what_it_says_and_reads(tmp_path: Path) -> None:
 
 
 def test_paths_in_a_file_are_its_neighbours(tmp_path: Path) -> None:
-    files = "{data_files: {test: [a.jsonl, 'https://host/b.jsonl']}}"
+    files = "{data_files: {test: [a.jsonl, 'hf://datasets/a/b.jsonl']}}"
     path = write_task(tmp_path, "mine", LINES, dataset_kwargs=files)
     found = read_task(path)["dataset_kwargs"]["data_files"]["test"]
-    assert found == [str(tmp_path / "a.jsonl"), "https://host/b.jsonl"]
+    assert found == [str(tmp_path / "a.jsonl"), "hf://datasets/a/b.jsonl"]
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/x.jsonl").write_text("{}\n")
     path = write_task(tmp_path, "mine", LINES, dataset_path="folder", dataset_kwargs="{}")

@@ -17,7 +17,7 @@ from paretron.artifacts.models import load_tokenizer
 from paretron.data.tokens import build_token_store
 from paretron.errors import Code, ParetronError
 from paretron.evaluate.differences import differences
-from paretron.evaluate.intervals import ratio_interval, t_quantile
+from paretron.evaluate.intervals import paired_shares, ratio_interval, t_quantile
 from paretron.evaluate.stage import evaluate_model
 from paretron.recipe import Evaluate
 
@@ -130,9 +130,10 @@ def test_other_texts_are_no_pairs(change: str, evaluated: tuple[Path, Path]) -> 
     assert differences(*evaluated) == {}
 
 
-def with_task(folder: Path, name: str, scores: list[float]) -> None:
+def with_task(folder: Path, name: str, scores: list[float], **about: Any) -> None:
     evaluation = read(folder, "evaluation.json")
-    evaluation["tasks"][name] = {"metric": "acc", "value": sum(scores) / len(scores)}
+    value = sum(scores) / len(scores)
+    evaluation["tasks"][name] = {"metric": "acc", "value": value, "few_shot": 0} | about
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     (folder / "samples").mkdir(exist_ok=True)
     lines = [json.dumps({"doc": k, "score": s}) for k, s in enumerate(scores)]
@@ -152,8 +153,43 @@ def test_tasks_are_paired_by_their_documents(evaluated: tuple[Path, Path]) -> No
     assert sorted(found) == ["loss.validation", "task.mmlu"]
     apart = found["task.mmlu"]
     assert (apart["value"], apart["pairs"]) == (-0.25, 8)
-    reach = 2.3646 * float(np.std([0, 1, 0, 0, 0, 0, 1, 0], ddof=1)) / math.sqrt(8)
+    # One pair more each way: 1 of 10 gained, 3 of 10 lost.
+    reach = 1.959964 * math.sqrt((0.1 + 0.3 - 0.2**2) / 10)
+    assert (apart["low"], apart["high"]) == pytest.approx((-0.2 - reach, -0.2 + reach), abs=1e-5)
+    with_task(teacher, "f1", [0.5, 1, 0.25])
+    with_task(student, "f1", [0.5, 0.5, 0.5])
+    apart = differences(teacher, student)["task.f1"]
+    reach = 4.3027 * float(np.std([0, -0.5, 0.25], ddof=1)) / math.sqrt(3)
     assert apart["high"] - apart["value"] == pytest.approx(reach, abs=1e-4)
+
+
+def test_what_was_asked_otherwise_is_no_pair(evaluated: tuple[Path, Path]) -> None:
+    for folder, metric in zip(evaluated, ("acc", "acc_norm"), strict=True):
+        with_task(folder, "arc", [1, 0], metric=metric)
+        with_task(folder, "mmlu", [1, 0], few_shot=5 if metric == "acc" else 0)
+    assert list(differences(*evaluated)) == ["loss.validation"]
+
+
+def test_equal_answers_to_a_few_questions_do_not_prove_equality(
+    evaluated: tuple[Path, Path],
+) -> None:
+    for folder in evaluated:
+        with_task(folder, "short", [1, 0, 1, 1, 0, 1, 1, 1, 0, 1])
+    apart = differences(*evaluated)["task.short"]
+    assert apart["value"] == 0
+    assert apart["high"] == -apart["low"] > 0.2
+
+
+@pytest.mark.parametrize(
+    ("total", "up", "down"), [(20, 0.02, 0.02), (40, 0.02, 0.1), (400, 0.1, 0.15)]
+)
+def test_paired_shares_hold_the_truth_as_often_as_they_say(
+    total: int, up: float, down: float
+) -> None:
+    draws = np.random.default_rng(0).multinomial(total, [up, down, 1 - up - down], 3000)
+    ends = [paired_shares(gained, lost, total) for gained, lost, _ in draws.tolist()]
+    held = sum(low <= up - down <= high for low, high in ends) / len(ends)
+    assert held >= 0.94
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from paretron.data.tokens import build_token_store
 from paretron.errors import Code, ParetronError
 from paretron.evaluate import endpoint as module
 from paretron.evaluate.endpoint import KEY_VARIABLE, connected
+from paretron.evaluate.served import ServedAsker
 from paretron.evaluate.stage import evaluate_server
 from paretron.recipe import Evaluate
 
@@ -120,6 +121,27 @@ def test_only_the_scored_end_of_a_row_counts(server: Server) -> None:
     with connected(server.url) as endpoint:
         nats = endpoint.nats([torch.arange(3, 10), torch.arange(3, 6)], [4, 2])
     assert nats == pytest.approx([4 * math.log(4), 2 * math.log(4)])
+
+
+def test_a_prompt_that_is_drawn_again_gets_another_seed(server: Server, pico: PicoMaker) -> None:
+    """By one seed a server draws the same text, so that twenty samples would be one."""
+
+    def answer(path: str, asked: dict[str, Any]) -> tuple[int, Any]:
+        texts = [f"{row[0]} by {asked['seed']}" for row in asked["prompt"]]
+        return 200, {"choices": [{"index": i, "text": text} for i, text in enumerate(texts)]}
+
+    server.answer = answer
+    tokenizer = load_tokenizer(pico())
+    with connected(server.url) as endpoint:
+        asker = ServedAsker(endpoint, tokenizer, 2, lambda kind, fields: None)
+        found = asker.generate(
+            [[7], [7], [8], [7], [9], [8]], max_tokens=4, until=[], temperature=0.2, top_p=0.95
+        )
+    seeds = [text.split(" by ") for text in found]
+    assert [token for token, _ in seeds] == ["7", "7", "8", "7", "9", "8"]
+    assert len({seed for token, seed in seeds if token == "7"}) == 3
+    assert len({seed for token, seed in seeds if token == "8"}) == 2
+    assert [len(asked["prompt"]) for asked in server.asked] == [2, 1, 2, 1]
 
 
 def test_a_server_that_cannot_name_tokens_by_id_is_not_asked_to(server: Server) -> None:

@@ -178,6 +178,9 @@ def test_it_answers_tasks_as_the_model_itself(places: Places) -> None:
             assert found[1] == expected[1]
         assert asker.log_likelihoods(pairs)[-1][1] is True
         assert asker.generate(prompts, **drawn) == own.generate(prompts, **drawn)
+        again = [asker.generate(prompts[1:2] * 6, **drawn | {"temperature": 2.0}) for _ in "ab"]
+        assert again[0] == again[1]  # seeded, and yet each is drawn anew
+        assert len(set(again[0])) > 1
 
 
 def greedy(model: Any, ids: list[int], *, steps: int = 4) -> list[int]:

@@ -191,6 +191,8 @@ def test_chunks_of_several_tokens(here: Here) -> None:
     assert len(sample.gaps_s) == TOKENS // 2 - 1
     ((tpot),) = sample.tpots_ms(Workload("x", OFFLINE, 1, 4, TOKENS))
     assert tpot == pytest.approx(1e3 * sum(sample.gaps_s) / (TOKENS - 1))
+    assert sample.doubts == ("bundled",)
+    assert here.client.run(prompts(1), TOKENS, pace=offline(1)).doubts == ()
 
 
 def test_all_failed_is_an_engine_error(here: Here) -> None:

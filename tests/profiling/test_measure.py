@@ -328,6 +328,25 @@ def test_an_engine_that_dies_leaves_a_partial_result(
     assert [s.pairs for s in partial.speedups] == [1, 1]
     assert all("few_repeats" in s.flags for s in partial.speedups)
     assert ProfileResult.from_json(partial.to_json()).incomplete == partial.incomplete
+
+
+def test_what_was_measured_is_kept_when_somebody_stops_it(
+    models: list[ModelUnderTest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(Faulty):
+        def generate(self, prompts: list[list[int]], output_len: int) -> Sample:
+            if self.left == 0:
+                raise KeyboardInterrupt
+            return super().generate(prompts, output_len)
+
+    engine = Stopped(answers=1 + 1 + 2)
+    monkeypatch.setattr(measure, "find_plugin", lambda group, name, *, where: engine)
+    with pytest.raises(ProfileStopped) as caught:
+        profile_models(models[:1], profile=profile_of("ortgenai", batches=[1]))
+    assert caught.value.exit_code == 75
+    assert engine.open_now == 0
+    (kept,) = caught.value.partial.measurements["teacher"]
+    assert (kept.repeats, caught.value.partial.incomplete) == (2, "stopped on request")
     assert engine.open_now == 0
 
 

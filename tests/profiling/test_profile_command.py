@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from paretron.cli.main import main
+from paretron.run import measure as stage
 from paretron_profiling.models import ModelUnderTest
 from paretron_profiling.result import ProfileResult
 
@@ -72,6 +73,19 @@ def test_what_cannot_be_profiled(
     assert code == 2, err
     assert cause in err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_refused_before_anything_is_measured(
+    teacher: ModelUnderTest, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(stage, "profile_models", lambda *_, **__: pytest.fail("it was measured"))
+    named = f"teacher={teacher.folders['onnx']},{teacher.folders['hf']}"
+    (tmp_path / "there").mkdir()
+    code, _, err = profiled(capsys, named, "--out", tmp_path / "there")
+    assert (code, "already exists" in err) == (2, True), err
+    code, _, err = profiled(capsys, named, named, "--out", tmp_path / "out")
+    assert (code, "the model teacher is named twice" in err) == (2, True), err
 
 
 def test_a_form_that_is_not_there(

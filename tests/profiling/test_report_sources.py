@@ -25,6 +25,7 @@ from paretron_profiling.report.choice import (
     headline_workload,
     throughputs,
 )
+from paretron_profiling.report.details import memory_table
 from paretron_profiling.report.markdown import escaped, markdown
 from paretron_profiling.report.page import build_report, write_report
 from paretron_profiling.report.schema import Report
@@ -45,6 +46,30 @@ def profiled(folder: Path, **changes: Any) -> Path:
     folder.mkdir()
     (folder / "profile.json").write_text(json.dumps(example_profile() | changes))
     return folder
+
+
+def test_measured_peaks_stand_beside_the_computed_memory(tmp_path: Path) -> None:
+    def cells(report: Report) -> dict[tuple[str, ...], str]:
+        table = memory_table(report)
+        assert table.heads[-1] == "Measured peak"
+        return {(row[0], row[1], row[2]): row[-1] for row in table.rows}
+
+    found = cells(Report.of(example_report()))
+    assert found["teacher", "ortgenai", "batch 4"] == "244 MB added"
+    assert found["teacher", "vllm", "16 in flight"] == "244 MB, whole process; 2 GB of GPUs"
+    assert found["teacher", "ortgenai", "batch 1"] == "–"
+    older = memory_table(Report.of(example_report(memory=[])))
+    assert older.heads[-1] == "Together" and len(older.rows) == len(found)
+    # Of a profile alone no sizes are known, so that what was measured stands alone, also in a page.
+    alone = report_of([profiled(tmp_path / "p")], out=tmp_path / "one", overwrite=False)
+    report = Report.of(json.loads((alone / "report.json").read_text()))
+    assert set(cells(report)) == {k for k, peak in found.items() if peak != "–"}
+    assert {row[-2] for row in memory_table(report).rows} == {"–"}
+    assert "244 MB added" in (alone / "report.html").read_text()
+    runs = [finished_run(tmp_path / name) for name in "ab"]
+    both = report_of(runs, out=tmp_path / "both", overwrite=False)
+    merged = cells(Report.of(json.loads((both / "report.json").read_text())))
+    assert merged["b/depth", "ortgenai", "batch 4"] == found["depth", "ortgenai", "batch 4"]
 
 
 def test_runs_are_merged_under_their_names(tmp_path: Path) -> None:

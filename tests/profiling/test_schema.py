@@ -208,6 +208,15 @@ def test_lockstep_sample() -> None:
     assert sample.tpots_ms(work) == pytest.approx([150] * 2)
 
 
+def test_tokens_decoded_while_others_are_in_prefill_do_not_count() -> None:
+    """Of the first request's 4 s of decoding 2 come after the last prefill: 10 of its 20 tokens."""
+    work = Workload.at_once("e", 2, 10, 21)
+    sample = Sample((0.0, 0.0), (1.0, 3.0), (5.0, 5.0), ())
+    assert sample.decode_tok_s(work) == pytest.approx((10 + 20) / 2)
+    done_before = Sample((0.0, 0.0), (1.0, 3.0), (2.0, 5.0), ())
+    assert done_before.decode_tok_s(work) == pytest.approx(20 / 2)
+
+
 def test_a_single_token_has_no_decode() -> None:
     sample = Sample((0.0,), (0.1,), (0.1,), ())
     m = Measurement.of(Workload.at_once("e", 1, 4, 1), samples=[sample], warmup=1)

@@ -180,7 +180,9 @@ def driven(
     except ParetronError as error:
         if not kept.readings:
             raise
-        raise ProfileStopped(error, result(error.problems[0].cause)) from error
+        # The whole cause, with a tool's log, goes with the error.
+        incomplete = error.problems[0].cause.splitlines()[0]
+        raise ProfileStopped(error, result(incomplete)) from error
     return result(), kept
 
 

@@ -13,7 +13,7 @@ from paretron_profiling.report.choice import (
     workload_words,
     workloads,
 )
-from paretron_profiling.report.parts import Task
+from paretron_profiling.report.parts import Peak, Task
 from paretron_profiling.report.schema import Model, Report, Speed
 from paretron_profiling.report.tables import Table
 from paretron_profiling.schema import MODES, OFFLINE
@@ -197,19 +197,47 @@ def predicted_table(report: Report) -> Table:
 
 
 def memory_table(report: Report) -> Table:
-    """Weights and KV cache of every model at the batches that were measured."""
+    """Weights and KV cache of every model at the loads that were measured, computed; beside the
+    heaviest of them the peak that was seen."""
+    peaks = {(p.model, _work(p)): p for p in report.memory}
     rows = tuple(
         (
             label(m.name), s.engine, figures.load(s.mode, s.load),
-            f"{s.input_len} + {s.output_len}", figures.size(m.weight_bytes),
-            figures.size(total - (m.weight_bytes or 0)), figures.size(total),
+            f"{s.input_len} + {s.output_len}",
+            *map(figures.size, (None, None, None) if total is None else _split(m, total)),
+            *([_peak_words(peaks.get((m.name, _work(s))))] if peaks else []),
         )
         for m in report.models
         for s in m.speed
-        if (total := m.memory_bytes(s)) is not None
+        if (total := m.memory_bytes(s)) is not None or (m.name, _work(s)) in peaks
     )  # fmt: skip
     heads = ("Model", "Engine", "Load", "Tokens in + out", "Weights", "KV cache", "Together")
-    return Table("Memory, computed from weights and the KV cache of full requests", heads, rows)
+    caption = "Memory, computed from weights and the KV cache of full requests"
+    if not peaks:
+        return Table(caption, heads, rows)
+    return Table(f"{caption}; measured under the heaviest load", (*heads, "Measured peak"), rows)
+
+
+def _split(model: Model, total: int) -> tuple[int, int, int]:
+    """Weights, KV cache, both."""
+    weights = model.weight_bytes or 0
+    return weights, total - weights, total
+
+
+def _work(found: Speed | Peak) -> tuple[str, str, float, int, int]:
+    return found.engine, found.mode, found.load, found.input_len, found.output_len
+
+
+def _peak_words(peak: Peak | None) -> str:
+    """ "1.21 GB, whole process" or "310 MB added; 17.2 GB of GPUs"."""
+    if peak is None:
+        return figures.ABSENT
+    host = f"{figures.size(peak.host_bytes)}{', whole process' if peak.own_process else ' added'}"
+    said = [
+        *([host] if peak.host_bytes is not None else []),
+        *([f"{figures.size(peak.device_bytes)} of GPUs"] if peak.device_bytes is not None else []),
+    ]
+    return "; ".join(said) or figures.ABSENT
 
 
 def cost_table(report: Report) -> Table:

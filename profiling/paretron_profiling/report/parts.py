@@ -123,6 +123,23 @@ class Roofline(Part):
     notes: tuple[str, ...] = ()
 
 
+class Peak(Part):
+    """The most memory that a model's heaviest workload was seen to take, as profile.json has it.
+
+    `own_process` says whether all of the engine's process counts, or what it added to Paretron's.
+    """
+
+    model: str
+    engine: str
+    mode: str
+    load: float
+    input_len: int
+    output_len: int
+    host_bytes: int | None = None
+    device_bytes: int | None = None
+    own_process: bool
+
+
 class StageCost(Part):
     """What a stage of the run took: wall time of all attempts, devices at once, tokens trained."""
 

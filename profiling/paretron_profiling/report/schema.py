@@ -18,6 +18,7 @@ from paretron_profiling.report.parts import (
     Importance,
     Number,
     Part,
+    Peak,
     Raw,
     Roofline,
     Run,
@@ -188,6 +189,7 @@ class Report(Part):
     goals: tuple[Goal, ...] = ()
     roofline: Roofline | None = None
     device: dict[str, Any] | None = None  # the probe's numbers, as profile.json has them
+    memory: tuple[Peak, ...] = ()
     importance: Importance | None = None
     cost: Cost | None = None
     hardware: dict[str, Any] = Field(default_factory=dict)

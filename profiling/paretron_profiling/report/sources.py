@@ -46,6 +46,7 @@ def of_profile(profile: Mapping[str, Any], *, title: str, raw: Mapping[str, Any]
         "speedup": [s.to_json() for s in result.speedups],
         "roofline": profile.get("roofline"),
         "device": profile.get("device"),
+        "memory": profile.get("memory", []),
         "hardware": result.hardware,
         "engines": result.engines,
         "method": result.method,
@@ -70,7 +71,7 @@ def merged(sources: Sequence[Source]) -> dict[str, Any]:
         "models": [m for s in sources for m in _models(s)],
         **{
             part: [_renamed(row, s.name) for s in sources for row in s.content.get(part) or ()]
-            for part in ("speedup", "curves", "goals")
+            for part in ("speedup", "curves", "goals", "memory")
         },
         "roofline": _roofline(sources),
         "versions": _common([c.get("versions") or {} for c in contents]),

@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,13 +22,14 @@ from paretron.errors import Code, ParetronError, Problem
 from paretron_profiling.engines.engine import Pace
 from paretron_profiling.engines.environment import clean_environment
 from paretron_profiling.engines.worker import Worker, WorkerFailed
-from paretron_profiling.schema import OPEN, Sample
+from paretron_profiling.schema import BUNDLED, OPEN, Sample
 
 WORKER = Path(__file__).with_name("client_worker.py")
 KEY_VARIABLE = "PARETRON_API_KEY"  # sent as a bearer token to the servers that a recipe names
 START_TIMEOUT_S = 60.0
 SILENCE_S = 600.0  # the longest wait for a first or a further byte of an answer
 LOAD_TIMEOUT_S = 6 * 3600.0
+MOST_IN_BUNDLES = 0.5  # of the tokens; from there on the usual gap is not that of a token
 
 
 class LoadClient:
@@ -84,6 +86,9 @@ class LoadClient:
         sample = Sample.from_json(said)
         if not sample.completed:
             raise ParetronError(self._all_failed(sample))
+        apart = sample.completed + sum(gap > 0 for gap in sample.gaps_s)
+        if 1 - apart / (sample.completed * output_len) >= MOST_IN_BUNDLES:
+            return replace(sample, doubts=(BUNDLED,))
         return sample
 
     def _all_failed(self, sample: Sample) -> Problem:

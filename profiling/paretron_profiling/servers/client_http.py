@@ -1,9 +1,9 @@
 """HTTP/1.1 for a clock: bytes of answers with the times at which they came, understood afterwards.
 
 A general library of HTTP takes a request apart and an answer together while the clock runs. Beside
-a server on the same cores that was seen: with httpx, a chunk cost the client 0.23 ms, a request of
-a batch some 2 ms before it was sent, and the server's own steps took 5 % longer. Here a chunk costs
-one callback of the event loop, and a request one write.
+a server on the same two cores that was seen: with httpx, four streams' TTFT stood 9.5 ms above what
+the server had logged, and 0.9 ms with what is here. A chunk costs one callback of the event loop,
+and a request one write.
 """
 
 from __future__ import annotations

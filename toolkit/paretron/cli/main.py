@@ -51,7 +51,7 @@ EXIT_CODES = {
     2: "the recipe or the command line",
     3: "an input artifact: absent, broken or hostile",
     4: "resources: disk, memory, a lock, an engine, a device",
-    5: "a verification gate: what was made is not equal",
+    5: "a gate: what was made is not equal, or a goal or a rule that was required does not hold",
     6: "an optional component: missing, too old, or it cannot do that",
     75: "stopped on request; the same command goes on",
 }

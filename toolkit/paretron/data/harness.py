@@ -29,6 +29,7 @@ from paretron.data.taskfiles import (
     read_task,
     reads_own_files,
     shipped_file,
+    ships_unsafe,
     unknown_task,
 )
 from paretron.errors import Code, ParetronError, Problem
@@ -72,8 +73,9 @@ def load_tasks(
         except Exception as error:  # of any kind: files, templates, data sets, the network
             raise _unloadable(task, where, error, offline=offline) from error
     tasks = found["tasks"]
-    for one in tasks.values():
-        if getattr(one, "UNSAFE_CODE", False) and not run_code:
+    for name, one in tasks.items():
+        unsafe = getattr(one, "UNSAFE_CODE", False) or (isinstance(spec, str) and ships_unsafe(name))
+        if unsafe and not run_code:
             raise ParetronError(code_refused(where))
     if metric := mean_of_group(found, task):
         return (LoadedTask(task, tasks, metric),)

@@ -38,6 +38,8 @@ _UNSAFE = re.compile(r"(?mi)^unsafe_code:[ \t]*true\b")
 # Keys by which a task's file reaches for code, and one that asks for several tasks.
 _REACHES_OUT = ("class", "include", "custom_dataset", "use_prompt", "group")
 _NAME = re.compile(r"[\w.+-]{1,120}")
+# Tasks of lm-eval that run what a model writes and do not say so: sympy's parser is `eval`.
+_UNSAID = ("score/math/",)
 
 
 def lm_eval_missing(where: str) -> Problem | None:
@@ -117,7 +119,7 @@ def _problem(task: Task, *, run_code: bool) -> Problem | None:
     elif task.task not in known_tasks():
         return unknown_task(task.task, where=where)
     else:
-        unsafe = _ships_unsafe(known_tasks()[task.task])
+        unsafe = ships_unsafe(task.task)
     return code_refused(where) if unsafe and not run_code else None
 
 
@@ -166,15 +168,17 @@ def code_refused(where: str) -> Problem:
     )
 
 
-def _ships_unsafe(path: Path) -> bool:
-    """Whether a file that lm-eval ships, or one that it includes, says that it runs code."""
+def ships_unsafe(name: str) -> bool:
+    """Whether a task that lm-eval ships runs code, as its file says, one it includes, or we."""
     seen: set[Path] = set()
-    waiting = [path]
+    waiting = [path] if (path := known_tasks().get(name)) is not None else []
     while waiting:
         path = waiting.pop()
         if path in seen or not path.is_file():
             continue
         seen.add(path)
+        if any(f"/tasks/{folder}" in path.as_posix() for folder in _UNSAID):
+            return True
         text = path.read_text("utf-8", "replace")
         if _UNSAFE.search(text):
             return True
@@ -209,6 +213,11 @@ def read_task(path: Path, *, where: str | None = None) -> dict[str, Any]:
     metrics = content.get("metric_list") or []
     if any(isinstance(m, dict) and m.get("hf_evaluate") for m in metrics):
         raise _refused(where, "a metric by `hf_evaluate` is code from the hub")
+    if content.get("dataset_path") == "pandas":
+        raise _refused(where, "the data set 'pandas' reads pickles, which run code")
+    named = (content.get("dataset_path"), content.get("dataset_kwargs"))
+    if far := [text for text in _texts(list(named)) if "://" in text.removeprefix("hf://")]:
+        raise _refused(where, f"{far[0][:80]!r} is neither a file of this machine nor the hub's")
     return content | _near(content, path.absolute().parent)
 
 

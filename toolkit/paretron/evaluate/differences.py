@@ -13,7 +13,7 @@ from typing import Any
 
 from paretron.artifacts.jsonfile import parse_object, read_object
 from paretron.errors import Code, ParetronError, Problem
-from paretron.evaluate.intervals import ratio_interval
+from paretron.evaluate.intervals import paired_shares, ratio_interval
 from paretron.evaluate.stage import EVALUATION, WINDOWS
 from paretron.evaluate.tasks import SAMPLES, file_name
 
@@ -25,8 +25,8 @@ def differences(teacher: Path, student: Path) -> dict[str, dict[str, Any]]:
 
     Each holds `value` (nats a token; of a task its own score), `low` and `high` of its 95 %
     interval (None from one pair alone) and `pairs`. A text is compared where both read the same
-    tokens cut alike, a task where both answered the same documents; what cannot be paired is
-    left out. Errors: INPUT_FILE for a folder that holds no evaluation, INPUT_MANIFEST for a broken
+    tokens cut alike, a task where both were asked alike and answered as many documents; what cannot
+    be paired is left out. Errors: INPUT_FILE for a folder that holds no evaluation, INPUT_MANIFEST for a broken
     one.
     """
     try:
@@ -54,10 +54,11 @@ def _texts(teacher: Path, student: Path) -> Iterator[tuple[str, dict[str, Any]]]
 def _tasks(teacher: Path, student: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     one, other = (_read(folder, EVALUATION)["tasks"] for folder in (teacher, student))
     for name in sorted(one.keys() & other.keys()):
+        if any(one[name].get(key) != other[name].get(key) for key in ("metric", "few_shot")):
+            continue
         before, after = _answers(teacher, name), _answers(student, name)
         if before and before.keys() == after.keys():
-            apart = [after[document] - score for document, score in before.items()]
-            yield f"task.{name}", _paired(apart, [1] * len(apart))
+            yield f"task.{name}", _scored([(s, after[doc]) for doc, s in before.items()])
 
 
 def _answers(folder: Path, task: str) -> dict[Any, float]:
@@ -72,6 +73,15 @@ def _answers(folder: Path, task: str) -> dict[Any, float]:
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
     return read_object(folder / name, code=Code.INPUT_MANIFEST, max_bytes=_MAX_BYTES)
+
+
+def _scored(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Of a share of documents by its counts, of any other score by the spread of differences."""
+    found = _paired([after - before for before, after in pairs], [1] * len(pairs))
+    if len(pairs) > 1 and {score for pair in pairs for score in pair} <= {0.0, 1.0}:
+        gained, lost = (pairs.count(pair) for pair in ((0.0, 1.0), (1.0, 0.0)))
+        found["low"], found["high"] = paired_shares(gained, lost, len(pairs))
+    return found
 
 
 def _paired(apart: Sequence[float], sizes: Sequence[int]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import torch
 
-from paretron.data.answers import SEED, Tokens
+from paretron.data.answers import Tokens
 from paretron.errors import Code, ParetronError, Problem
 
 KEY_VARIABLE = "PARETRON_API_KEY"  # sent as a bearer token, and written nowhere
@@ -80,9 +80,7 @@ class Endpoint:
 
     def write(self, prompts: Sequence[Tokens], settings: Mapping[str, Any]) -> list[str]:
         """A text after each prompt; `settings` are keys of a completion request."""
-        texts = [
-            choice.get("text") for choice in self._choices(prompts, {"seed": SEED, **settings})
-        ]
+        texts = [choice.get("text") for choice in self._choices(prompts, settings)]
         if not all(isinstance(text, str) for text in texts):
             raise self._odd("a choice without text")
         return [str(text) for text in texts]

@@ -15,6 +15,7 @@ from statistics import NormalDist
 import numpy as np
 
 CONFIDENCE = 0.95
+Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 _MANY = 200  # degrees of freedom from which the expansion is exact to 1e-9
 
 
@@ -33,6 +34,19 @@ def ratio_interval(
     residual = float(np.square(y - mean * x).sum())
     reach = t_quantile(count - 1) * math.sqrt(count / (count - 1) * residual) / total
     return mean, mean - reach, mean + reach
+
+
+def paired_shares(gained: int, lost: int, total: int) -> tuple[float, float]:
+    """The 95 % interval of how much a share of `total` rose: `gained` in pairs, `lost` in others.
+
+    Of one more pair each way (Bonett and Price, Adjusted Wald confidence interval for a difference
+    of binomial proportions based on paired data, 2012): equal answers to a few questions do not
+    say that there is no difference.
+    """
+    up, down, size = (gained + 1) / (total + 2), (lost + 1) / (total + 2), total + 2
+    middle = up - down
+    reach = Z * math.sqrt((up + down - middle**2) / size)
+    return max(-1.0, middle - reach), min(1.0, middle + reach)
 
 
 @lru_cache(maxsize=64)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from paretron.data.answers import Tokens
+from paretron.data.answers import SEED, Tokens
 from paretron.errors import Code, ParetronError, Problem
 from paretron.evaluate.asking import OnEvent, cut
 from paretron.evaluate.endpoint import Endpoint
@@ -60,7 +61,10 @@ class ServedAsker:
         temperature: float,
         top_p: float,
     ) -> list[str]:
-        """A text after each prompt, cut before the first of `until`; drawn by a seed of its own."""
+        """A text after each prompt, cut before the first of `until`; drawn by a seed of its own.
+
+        A server draws the same for a prompt by the same seed: one asked again gets the next.
+        """
         room = self.max_length + 2 - max_tokens
         settings = {
             "max_tokens": max_tokens,
@@ -68,11 +72,15 @@ class ServedAsker:
             "temperature": temperature,
             "top_p": top_p if temperature else 1.0,
         }
-        texts: list[str] = []
-        for some in self._some(prompts):
-            written = self.endpoint.write([prompt[-room:] for prompt in some], settings)
-            texts += [cut(text, until) for text in written]
-            self._tell(len(texts), len(prompts))
+        texts, done = [""] * len(prompts), 0
+        for turn, numbers in enumerate(_turns(prompts)):
+            for some in self._some(numbers):
+                asked = [prompts[k][-room:] for k in some]
+                written = self.endpoint.write(asked, settings | {"seed": SEED + turn})
+                for k, text in zip(some, written, strict=True):
+                    texts[k] = cut(text, until)
+                done += len(some)
+                self._tell(done, len(prompts))
         return texts
 
     def _some(self, asked: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -81,6 +89,19 @@ class ServedAsker:
 
     def _tell(self, done: int, total: int) -> None:
         self.on_event("progress", {"done": done, "total": total, "unit": "answers"})
+
+
+def _turns(prompts: Sequence[Tokens]) -> list[list[int]]:
+    """The prompts' numbers: of those asked for the first time, of those for the second, ..."""
+    seen: Counter[tuple[int, ...]] = Counter()
+    turns: list[list[int]] = []
+    for number, prompt in enumerate(prompts):
+        turn = seen[tuple(prompt)]
+        seen[tuple(prompt)] += 1
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(number)
+    return turns
 
 
 def _no_answer(length: int, longest: int) -> ParetronError:

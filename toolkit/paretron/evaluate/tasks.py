@@ -22,13 +22,13 @@ from paretron.data.answers import SEED, Asker, Judged
 from paretron.data.taskfiles import asked_tasks, lm_eval_version, task_sha256
 from paretron.errors import raise_all
 from paretron.evaluate.asking import OnEvent
+from paretron.evaluate.intervals import Z
 from paretron.recipe import Evaluate, Task
 
 if TYPE_CHECKING:
     from paretron.data.harness import LoadedTask
 
 SAMPLES = "samples"  # the folder of documents' scores: TASK.jsonl, {"doc", "score"} a line
-_Z = 1.959963984540054  # of a normal distribution's central 95 %
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def task_score(judged: Judged) -> TaskScore:
     if judged.scores and set(judged.scores) <= {0.0, 1.0}:
         low, high = wilson(sum(judged.scores), len(judged.scores))
     elif judged.stderr is not None:
-        low, high = judged.value - _Z * judged.stderr, judged.value + _Z * judged.stderr
+        low, high = judged.value - Z * judged.stderr, judged.value + Z * judged.stderr
     else:
         low = high = None
     return TaskScore(
@@ -237,9 +237,9 @@ def wilson(right: float, total: int) -> tuple[float, float]:
 
     (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
     """
-    share, square = right / total, _Z**2 / total
+    share, square = right / total, Z**2 / total
     middle = (share + square / 2) / (1 + square)
-    reach = _Z * math.sqrt((share * (1 - share) + square / 4) / total) / (1 + square)
+    reach = Z * math.sqrt((share * (1 - share) + square / 4) / total) / (1 + square)
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 

@@ -46,7 +46,7 @@ class Evaluate(Section):
     @property
     def without_tasks(self) -> Evaluate:
         """The texts alone."""
-        return self.model_copy(update={"tasks": (), "suite": None})
+        return self.model_copy(update={"tasks": (), "suite": None, "run_code": False})
 
     @model_validator(mode="after")
     def _a_stride_is_used(self) -> Evaluate:

@@ -10,7 +10,7 @@ from paretron.artifacts.config import read_config
 from paretron.artifacts.jsonfile import dump, read_object
 from paretron.artifacts.manifest import Provenance
 from paretron.artifacts.reader import INDEX, SINGLE
-from paretron.artifacts.staging import staged
+from paretron.artifacts.staging import refuse_existing, staged
 from paretron.errors import Code, ParetronError, Problem, raise_all
 from paretron.plugins import ENGINES, find_plugin
 from paretron.recipe import Engine, Profile, Student
@@ -76,8 +76,10 @@ def publish_profile(
 ) -> None:
     """Measure and write profile.json, raw samples, the machine's own limits and bounds included.
 
-    When an engine fails, what was measured until then is kept beside `out`, marked incomplete.
+    When an engine fails, or somebody stops it, what was measured until then is kept beside `out`,
+    marked incomplete. OUT_EXISTS before anything is measured.
     """
+    refuse_existing(out, overwrite=overwrite)
     partial = out.with_name(f"{out.name}-incomplete.json")
     try:
         result = profile_models(models, profile=profile, seed=seed, on_event=on_event)
@@ -130,10 +132,12 @@ def models_by_name(named: Sequence[str], *, engines: Sequence[Engine]) -> list[M
     could run. Weights count as they lie in the checkpoint, or else in the export.
     """
     wanted = {e.name: find_plugin(ENGINES, e.name, where="--engine").wants for e in engines}
-    models = []
+    models: list[ModelUnderTest] = []
     for text in named:
         name, equals, listed = text.partition("=")
         folders = [Path(part) for part in listed.split(",")]
+        if name in (m.name for m in models):
+            raise _usage(f"the model {name} is named twice", f"{name}=CHECKPOINT,EXPORT")
         if not equals or not name or not all(f.is_dir() for f in folders):
             raise _usage(
                 f"{text!r} is not NAME=DIR, or NAME=DIR,DIR, with folders that are there",

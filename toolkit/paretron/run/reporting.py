@@ -63,6 +63,7 @@ def _content(context: Context) -> dict[str, Any]:
         ),
         "roofline": profile.get("roofline"),
         "device": profile.get("device"),
+        "memory": profile.get("memory", []),
         "importance": importance_summary(context.folders["scores"], recipe.score),
         "cost": run_cost(context.out.parent / EVENTS, plan=context.plan, facts=facts),
         "hardware": profile.get("hardware") or hardware(),
@@ -103,7 +104,7 @@ def _model(
     judged_on = _judged(context, name, "final")
     final = judged_on.get("texts", {})
     before = _evaluation(context, name, "uncorrected" if name == TEACHER else "pruned")
-    main = recipe.evaluate.perplexity[0]
+    main = _main_text(recipe)
     return {
         "name": name,
         "kind": TEACHER if name == TEACHER else kind_of(recipe.students[name]),
@@ -120,8 +121,8 @@ def _model(
         },
         "loss": {
             # A teacher is not pruned; what it lost before correction stands in the captions.
-            "pruned": None if name == TEACHER else before.get(main, {}).get("loss"),
-            "final": final.get(main, {}).get("loss"),
+            "pruned": None if name == TEACHER else before.get(str(main), {}).get("loss"),
+            "final": final.get(str(main), {}).get("loss"),
         },
         "perplexity": {text: numbers["perplexity"] for text, numbers in final.items()},
         "texts": final,
@@ -135,6 +136,11 @@ def _model(
         "artifacts": list(_artifacts(context, name)),
         "sha256": context.provenance.parents.get(f"artifact.{name}.hf"),
     }
+
+
+def _main_text(recipe: Recipe) -> str | None:
+    """The text that a model's loss is of: the first one; None where tasks alone are asked."""
+    return next(iter(recipe.evaluate.perplexity), None)
 
 
 def _differences(context: Context, name: str) -> dict[str, Any]:
@@ -203,8 +209,8 @@ def _curves(context: Context) -> Iterator[dict[str, Any]]:
 def _captions(context: Context) -> list[str]:
     recipe = context.recipe
     decision = decision_of(context.checkpoint(TEACHER))
-    main = recipe.evaluate.perplexity[0]
-    said = [f"Losses are mean nats a token on the recipe's {main} text."]
+    main = _main_text(recipe)
+    said = [f"Losses are mean nats a token on the recipe's {main} text."] if main else []
     trained = f"Each student was distilled on {recipe.distill.tokens:,} tokens"
     if recipe.serial_correction and (decision is None or decision["goes_on"] == "corrected"):
         trained += f", the teacher corrected on {recipe.serial_correction.tokens:,} tokens before"
@@ -221,10 +227,10 @@ def _captions(context: Context) -> list[str]:
 
 def _corrected_along(context: Context) -> Iterator[str]:
     """What became of each student's own copy of the teacher."""
-    main = context.recipe.evaluate.perplexity[0]
+    main = _main_text(context.recipe)
     began = _evaluation(context, TEACHER, "final")
     for name in context.recipe.students:
-        if ended := _evaluation(context, name, CORRECTED):
+        if (ended := _evaluation(context, name, CORRECTED)) and main is not None:
             losses = f"{began[main]['loss']:.3f} to {ended[main]['loss']:.3f}"
             yield f"{name}: its copy of the teacher went from {losses} nats a token."
 
