@@ -10,8 +10,9 @@ theirs, one a round; of each figure the median of the rounds' ratios and the rat
 With --delays, both ask a server that only waits: so long for the first token and for each further
 one. It logs when it wrote what, so that each client's own share of the times shows.
 
-Both count from the actual sending; requests are random tokens: theirs as text that the server makes
-tokens of, ours as tokens.
+Both count from the actual sending and send random tokens as tokens. With --text theirs go as text,
+as they come with the tool: the server then makes tokens of one request after the other, so that the
+first of a wave runs alone and the others wait for it.
 """
 
 from __future__ import annotations
@@ -46,8 +47,19 @@ FIGURES = ("output_tok_s", "ttft_ms", "tpot_ms", "itl_ms", "e2e_ms")
 # The `vllm` command of the CPU build does not start; this is what its `bench serve` calls.
 THEIRS = """
 if __name__ == "__main__":
+    import sys
+    from vllm.benchmarks.datasets import RandomDataset
     from vllm.benchmarks.serve import add_cli_args, main
     from vllm.utils.argparse_utils import FlexibleArgumentParser
+    drawn = RandomDataset.sample
+    def sample(self, tokenizer, *args, **kwargs):
+        found = drawn(self, tokenizer, *args, **kwargs)
+        for one in found:
+            one.prompt = tokenizer.encode(one.prompt, add_special_tokens=False)[:one.prompt_len]
+        return found
+    if sys.argv[1] == "--tokens":
+        del sys.argv[1]
+        RandomDataset.sample = sample
     parser = FlexibleArgumentParser()
     add_cli_args(parser)
     main(parser.parse_args())
@@ -181,7 +193,8 @@ def theirs(
     served = session.model
     subprocess.run(
         [
-            str(asked.python), "-I", "-c", THEIRS, "--backend", "openai",
+            str(asked.python), "-I", "-c", THEIRS, *([] if asked.text else ["--tokens"]),
+            "--backend", "openai",
             "--base-url", session.url, "--model", served, "--tokenizer", str(asked.model),
             "--dataset-name", "random", "--random-input-len", str(asked.input_len),
             "--random-output-len", str(asked.output_len), "--random-range-ratio", "0",
@@ -246,6 +259,7 @@ def summary(
         "rounds",
         "seed",
         "dtype",
+        "text",
     )
     return {
         "settings": {"model": asked.model.name} | {k: getattr(asked, k) for k in keys},
@@ -269,6 +283,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--text", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default=None)
     parser.add_argument("--out", type=Path)
