@@ -141,6 +141,23 @@ def find_watch() -> Watch | None:
     return Watch(lambda: _read(nvml, handles))
 
 
+def described() -> dict[str, str | int]:
+    """Name, number and driver of the GPUs that this process may use; empty without."""
+    try:
+        import pynvml as nvml
+    except ImportError:
+        return {}
+    try:
+        nvml.nvmlInit()
+        names = [str(nvml.nvmlDeviceGetName(handle)) for handle in _visible(nvml)]
+        driver = str(nvml.nvmlSystemGetDriverVersion())
+    except nvml.NVMLError:
+        return {}
+    if not names:
+        return {}
+    return {"gpu": ", ".join(dict.fromkeys(names)), "gpus": len(names), "gpu_driver": driver}
+
+
 def free_bytes() -> int | None:
     """Free memory of the GPUs that this process may use, the smallest of them; None without."""
     try:

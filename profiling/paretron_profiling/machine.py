@@ -11,9 +11,11 @@ from typing import Any
 
 import psutil
 
+from paretron_profiling import gpu
+
 
 def hardware() -> dict[str, str | int | float]:
-    """CPU, cores, memory, system, date and how busy the machine is, for a report's caption."""
+    """CPU, cores, memory, GPUs, system, date and how busy it is, for a report's caption."""
     return {
         "cpu": _cpu_model(),
         "cores": psutil.cpu_count(logical=False) or 0,
@@ -21,6 +23,7 @@ def hardware() -> dict[str, str | int | float]:
         if platform.system() == "Linux"
         else os.cpu_count() or 0,
         "memory_bytes": psutil.virtual_memory().total,
+        **gpu.described(),
         "os": _os_name(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS", "not set"),
         "load_1m": round(os.getloadavg()[0], 2),

@@ -13,7 +13,7 @@ import paretron
 from paretron.errors import Code, ParetronError, Problem, raise_all
 from paretron.plugins import ENGINES, find_plugin
 from paretron.recipe import Profile
-from paretron.recipe.limits import batch_problems, mode_problems
+from paretron.recipe.limits import address_problems, batch_problems, mode_problems
 from paretron_profiling import gpu, machine
 from paretron_profiling.compare import Lane, speedups
 from paretron_profiling.engines.engine import Engine, EngineSettings, Pace, Server, Session
@@ -61,7 +61,9 @@ def profile_models(
     Errors: OPTIONAL_MISSING, OPTIONAL_OLD, RECIPE_VALUE before anything runs; ProfileStopped
     (ENGINE, INTERRUPTED) with the partial result when an engine fails or somebody stops it.
     """
-    raise_all([*check_engines(profile), *check_lengths(models, profile=profile)])
+    names = [m.name for m in models]
+    addresses = [p for e in profile.engines for p in address_problems(e, models=names)]
+    raise_all([*check_engines(profile), *addresses, *check_lengths(models, profile=profile)])
     hardware = machine.hardware()
     watch = gpu.find_watch()
     run = _Run(models, profile, seed, on_event, watch)
@@ -73,7 +75,9 @@ def profile_models(
         except ParetronError as error:
             stopped = error
         except KeyboardInterrupt:
-            stopped = ParetronError(Problem(Code.INTERRUPTED, "stopped on request"))
+            stopped = ParetronError(
+                Problem(Code.INTERRUPTED, "stopped on request", fix="the same command again")
+            )
     measured = run.measurements(doubts=(BUSY,) if machine.busy(hardware) else ())
     result = ProfileResult(
         measurements=measured,

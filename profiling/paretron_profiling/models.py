@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paretron.artifacts.jsonfile import read_object
 from paretron.artifacts.reader import Checkpoint
-from paretron.families import family_of, kv_bytes_per_token, sizes
+from paretron.artifacts.values import check_values
+from paretron.errors import Code
+from paretron.families import explicit, family_of, kv_bytes_per_token, sizes
 
 TEACHER = "teacher"
+CONFIG = "config.json"
 _BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 
@@ -30,7 +34,18 @@ class ModelFacts:
 
     @classmethod
     def of(cls, checkpoint: Path) -> ModelFacts:
-        """The facts of a Hugging Face checkpoint, from its config and headers."""
+        """The facts of a Hugging Face checkpoint, from its config and headers.
+
+        Of one whose weights are quantised, which nobody may load here, its files' sizes count.
+        """
+        raw = read_object(checkpoint / CONFIG, code=Code.INPUT_CONFIG)
+        if raw.get("quantization_config"):
+            dtype = str(raw.get("dtype") or raw.get("torch_dtype"))
+            return cls.of_config(
+                counted_config(raw),
+                weight_bytes=sum(p.stat().st_size for p in checkpoint.glob("*.safetensors")),
+                kv_value_bytes=4 if dtype == "float32" else 2,
+            )
         opened = Checkpoint.open(checkpoint)
         return cls.of_config(
             opened.config, weight_bytes=opened.nbytes, kv_value_bytes=_BYTES.get(opened.dtype, 2)
@@ -60,6 +75,14 @@ class ModelUnderTest:
     kind: str  # "teacher", "width", "depth", ...
     folders: Mapping[str, Path]
     facts: ModelFacts
+
+
+def counted_config(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as counts need it, also of a quantised checkpoint, which nobody may load here."""
+    plain = {key: value for key, value in raw.items() if key != "quantization_config"}
+    config = explicit(family_of(plain), plain)
+    check_values(family_of(config), config)
+    return config
 
 
 def _special_ids(config: Mapping[str, Any]) -> frozenset[int]:

@@ -47,8 +47,19 @@ class Sessions:
     watch: gpu.Watch | None = None
     peaks: dict[str, MemoryPeak] = field(default_factory=dict)
     refused: dict[Lane, int] = field(default_factory=dict)
-    about: Mapping[str, str] = field(default_factory=dict)
+    _abouts: dict[str, Mapping[str, str]] = field(default_factory=dict)
     _has_libraries: bool = False
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What the sessions ran with; where that differs between models, each by its name."""
+        found = {}
+        for key in dict.fromkeys(key for about in self._abouts.values() for key in about):
+            said = {name: about[key] for name, about in self._abouts.items() if key in about}
+            values = set(said.values())
+            same = len(values) == 1 and len(said) == len(self._abouts)
+            found[key] = values.pop() if same else ", ".join(f"{n} {v}" for n, v in said.items())
+        return found
 
     @property
     def together(self) -> bool:
@@ -77,7 +88,7 @@ class Sessions:
                 try:
                     yield session
                 finally:  # what the load client cost is known now
-                    self.about = dict(session.about)
+                    self._abouts[model.name] = session.about
                 return
 
     @contextmanager
@@ -90,16 +101,18 @@ class Sessions:
         """None where the engine refused what was matched, which then was lowered."""
         doubtful = [u for cell in self.plan for u in cell.of(model.name) if u.matched]
         mark, device_before = HostMark(), self._device_bytes()
-        unit: Unit | None = max(doubtful, key=lambda u: u.work.load, default=None)
+        unit: Unit | None = None
         try:
             session = stack.enter_context(self._open(model))
             for unit in self._to_try(model):
                 if self.run_once(session, unit).failures and unit.matched:
                     raise _Refused
         except (ParetronError, _Refused) as error:
-            if unit is None or not unit.matched or not _is_too_much(error):
+            if not doubtful or not (unit is None or unit.matched) or not _is_too_much(error):
                 raise
-            self._lower(unit)
+            # What does not even start may do so for the recipe's own loads: tried once more.
+            for refused in doubtful if unit is None else [unit]:
+                self._lower(refused, at_all=unit is not None)
             return None
         top = heaviest(self._units(model), profile=self.profile)
         grown = None if self.watch is None else self.watch.peak_bytes() - (device_before or 0)
@@ -110,7 +123,7 @@ class Sessions:
             device_bytes=grown,
             own_process=session.pid != os.getpid(),
         )
-        self.about = dict(session.about)
+        self._abouts[model.name] = session.about
         return session
 
     def _to_try(self, model: ModelUnderTest) -> list[Unit]:
@@ -123,13 +136,13 @@ class Sessions:
     def _units(self, model: ModelUnderTest) -> list[Unit]:
         return [u for cell in self.plan for u in cell.of(model.name)]
 
-    def _lower(self, unit: Unit) -> None:
+    def _lower(self, unit: Unit, *, at_all: bool) -> None:
         """Plan three quarters of a load, or nothing below the loads that are measured anyway."""
         least = max(
             u.work.load for cell in self.plan for u in cell.units
             if not u.matched and lane_of("", u.work) == lane_of("", unit.work)
         )  # fmt: skip
-        lower = unit.lower if unit.lower.work.load > least else None
+        lower = unit.lower if at_all and unit.lower.work.load > least else None
         self.plan = [cell.changed(unit, lower) for cell in self.plan]
         lane = lane_of(unit.model, unit.work)
         self.refused[lane] = int(least if lower is None else lower.work.load)

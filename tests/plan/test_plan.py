@@ -91,7 +91,7 @@ def test_every_problem_at_once(tmp_path: Path) -> None:
 
 def test_loads_that_no_engine_takes(tmp_path: Path) -> None:
     """An engine that is no server leaves loops to one that is; without one they are a problem."""
-    served = "{name: openai, servers: {teacher: 'http://127.0.0.1:8000'}}"
+    served = "{name: openai, servers: {teacher: 'http://127.0.0.1:80', a: 'http://127.0.0.1:81'}}"
     for engines, expected in (
         ("{name: transformers}", {"profile.concurrency", "profile.engines"}),
         (f"{{name: transformers}}, {served}", {"profile.engines"}),
@@ -108,6 +108,14 @@ def test_loads_that_no_engine_takes(tmp_path: Path) -> None:
         assert {p["where"] for p in found} == expected, found
         assert all("server" in p["fix"] for p in found if p["where"] == "profile.concurrency")
         assert all("transformers" in p["cause"] for p in found)
+
+
+def test_servers_and_ports_go_by_the_names_of_the_models(tmp_path: Path) -> None:
+    """Said when planning: the profile comes hours after the first stage."""
+    engine = "{name: openai, servers: {teacher: 'http://127.0.0.1:80', b: 'http://x'}}"
+    _, problems = plan_of(tmp_path, "{a: {layers: 8}}", f"profile: {{engines: [{engine}]}}\n")
+    found = {p["cause"] for p in problems if p["where"] == "profile.engines: openai: servers"}
+    assert found == {"no server is named for the model a", "there is no model called b"}
 
 
 def test_plan_reads_no_torch_and_is_quick(tmp_path: Path) -> None:

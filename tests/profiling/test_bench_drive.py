@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -241,6 +242,25 @@ def test_a_tool_that_takes_too_long_ends_with_its_children(tmp_path: Path) -> No
     assert failed.value.problems[0].code is Code.ENGINE
     assert "waiting" in str(failed.value)
     assert not alive(int((tmp_path / "child").read_text()))
+
+
+def test_a_tool_ends_when_we_are_killed(tmp_path: Path) -> None:
+    tool = "open('tool', 'w').write(str(__import__('os').getpid())); __import__('time').sleep(600)"
+    ours = (
+        "import os, sys\nfrom pathlib import Path\n"
+        "from paretron_profiling.bench.run import run_tool\n"
+        f"run_tool([sys.executable, '-c', {tool!r}], name='t', environment=dict(os.environ),"
+        " folder=Path(sys.argv[1]), timeout_s=600)\n"
+    )
+    started = tmp_path / "tool"
+    with subprocess.Popen([sys.executable, "-c", ours, str(tmp_path)]) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not (started.is_file() and started.read_text()) and time.monotonic() < deadline:
+                time.sleep(0.05)
+        finally:
+            process.kill()
+    assert not alive(int(started.read_text()))
 
 
 def alive(pid: int) -> bool:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paretron_profiling import gpu
+from paretron_profiling import gpu, machine
 from paretron_profiling.gpu import Reading, Watch, condensed, find_watch, free_bytes, strangers
 
 # Seconds, watts, MHz, and the counter of joules, as an H100 under a growing load gives them.
@@ -144,6 +144,12 @@ class FakeNvml:
     def nvmlDeviceGetHandleByUUID(self, name: str) -> int:
         return {"GPU-a": 0, "GPU-b": 1}[name]
 
+    def nvmlDeviceGetName(self, handle: int) -> str:
+        return "NVIDIA H100"
+
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return "580.1"
+
     def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
         return (250_500, 300_500)[handle]  # milliwatts
 
@@ -174,6 +180,10 @@ def test_units_and_sums_of_what_nvml_says(monkeypatch: pytest.MonkeyPatch) -> No
     assert (found.power_w, found.sm_clock_mhz, found.energy_j) == (551.0, 1860.0, 12000.0)
     assert (found.used_bytes, found.pids, found.throttled) == (30, frozenset({11, 12}), False)
     assert free_bytes() == 60
+    gpus = {"gpu": "NVIDIA H100", "gpus": 2, "gpu_driver": "580.1"}
+    assert gpus.items() <= machine.hardware().items()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not gpus.keys() & machine.hardware().keys()
 
 
 @pytest.mark.parametrize(

@@ -259,6 +259,24 @@ def test_servers_open_together_or_in_turn(
     assert all(s.ratio == pytest.approx(1) for s in result.speedups if s.load == s.teacher_load)
 
 
+def test_what_differs_between_the_models_sessions_is_said_of_each(
+    models: list[ModelUnderTest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Apart(Faulty):
+        @contextmanager
+        def open(self, model_dir: Path, *, settings: object, limits: object) -> Iterator[Faulty]:
+            session = Faulty(answers=10**6)
+            width = model_dir == models[1].folders["onnx"]
+            session.about = {"version": "0", "dtype": "bfloat16" if width else "float32"}
+            yield session
+
+    monkeypatch.setattr(measure, "find_plugin", lambda group, name, *, where: Apart(0))
+    for sessions in ("together", "in_turn"):
+        profile = profile_of("ortgenai", batches=[1], sessions=sessions)
+        found = profile_models(models[:2], profile=profile).engines["ortgenai"]
+        assert found == {"version": "0", "dtype": "teacher float32, width bfloat16"}
+
+
 class Narrow(Faulty):
     """An engine that dies of more requests at once than it can hold."""
 
@@ -297,6 +315,32 @@ def test_what_fits_by_calculation_goes_down_until_it_runs(
     assert (found.load, found.teacher_load, found.limit) == (load, 2, "refused")
     assert max(m.load for m in result.measurements["width"]) == load
     assert engine.open_now == 0
+
+
+class Silent(Faulty):
+    """An engine that starts for the teacher alone."""
+
+    def __init__(self) -> None:
+        super().__init__(answers=10**6)
+        self.starts = 0
+
+    @contextmanager
+    def open(self, model_dir: Path, *, settings: object, limits: object) -> Iterator[Faulty]:
+        if "width" in str(model_dir):
+            self.starts += 1
+            raise ParetronError(Problem(Code.ENGINE, "not healthy after 600 s"))
+        with super().open(model_dir, settings=settings, limits=limits) as session:
+            yield session
+
+
+def test_an_engine_that_never_starts_is_asked_twice_at_most(
+    models: list[ModelUnderTest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Silent()
+    monkeypatch.setattr(measure, "find_plugin", lambda group, name, *, where: engine)
+    with pytest.raises(ProfileStopped, match="not healthy"):
+        profile_models(models[:2], profile=profile_of("ortgenai"))
+    assert engine.starts == 2
 
 
 def test_what_the_recipe_asks_for_is_not_lowered(

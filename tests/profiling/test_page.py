@@ -197,7 +197,8 @@ def test_sliders_change_what_to_take(chrome: Chrome, page: Path) -> None:
 def test_what_to_take_follows_the_aim_and_the_workload(chrome: Chrome, page: Path) -> None:
     chrome.open(page, width=360)
     chrome.js("document.querySelector('input[value=closest]').click()")
-    assert advice(chrome)[0] == "teacher"
+    # Every load of a model has its loss: of them the fastest is taken.
+    assert advice(chrome)[1].startswith("Take teacher at batch 4: the closest to its teacher of ")
     chrome.js("document.querySelector('input[value=smallest]').click()")
     assert advice(chrome)[1].startswith("Take depth at batch 1: the smallest in memory of the 3")
     chrome.js(
@@ -206,6 +207,31 @@ def test_what_to_take_follows_the_aim_and_the_workload(chrome: Chrome, page: Pat
     )
     assert "in flight" in advice(chrome)[1]
     assert chrome.js("return document.documentElement.scrollWidth") <= 360
+    assert is_quiet(chrome)
+
+
+def test_a_wider_limit_never_leaves_less(chrome: Chrome, tmp_path: Path) -> None:
+    """Steps finer than what is shown of a number are no stricter than the end of the slider."""
+    content = example_report()
+    for model in content["models"]:
+        for place, speed in enumerate(model["speed"]):
+            speed["ttft_ms"] = 1004.4 + place
+    write_report(content, out=tmp_path)
+    chrome.open(tmp_path / "report.html", width=1400)
+    slide(chrome, "ttft", end=False)
+    taken = [advice(chrome)[0]]
+    for _ in range(3):
+        chrome.press("ArrowRight", code=39)
+        taken.append(advice(chrome)[0])
+    assert set(taken) <= {"teacher", "width", "depth"}
+
+
+def test_a_single_model_is_no_choice(chrome: Chrome, tmp_path: Path) -> None:
+    content = example_report(speedup=[], goals=[], roofline=None)
+    content["models"] = content["models"][:1]
+    write_report(content, out=tmp_path)
+    chrome.open(tmp_path / "report.html", width=1400)
+    assert "no other model was measured here" in advice(chrome)[1]
     assert is_quiet(chrome)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,8 @@ def test_two_engines_in_one_command(
         (["--engine", "ortgenai", "--server", "teacher=http://x"], "with --engine openai"),
         (["--engine", "openai", "--server", "teacher=ftp://x"], "profile.engines.0.servers"),
         (["--engine", "openai", "--server", "http://x"], "by the name of a model"),
+        (["--engine", "openai", "--server", "student=http://x"], "no server is named"),
+        (["--engine", "openai", "--server", "student=http://x"], "is no model called student"),
         (["--rate", "0"], "profile.rates.0"),
         (["--concurrency", "4"], "ortgenai cannot be put under such a load"),
         (["--engine", "nothing"], "no engine is called 'nothing'"),
@@ -72,7 +76,7 @@ def test_what_cannot_be_profiled(
     code, _, err = profiled(capsys, named, *arguments, "--out", tmp_path / "out")
     assert code == 2, err
     assert cause in err
-    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_refused_before_anything_is_measured(
@@ -95,6 +99,18 @@ def test_a_form_that_is_not_there(
     code, _, err = profiled(capsys, named, "--engine", "transformers", "--out", tmp_path / "out")
     assert code == 2, err
     assert "transformers runs a checkpoint, and teacher has none" in err
+
+
+def test_a_quantised_checkpoint_counts_as_its_files_do(
+    teacher: ModelUnderTest, tmp_path: Path
+) -> None:
+    folder = tmp_path / "quantised"
+    shutil.copytree(teacher.folders["hf"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "compressed-tensors"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"0" * 1000)  # of less than the shapes say
+    assert stage.facts_of(folder) == replace(teacher.facts, weight_bytes=1000)
 
 
 def test_two_folders_of_one_form(

@@ -207,6 +207,42 @@ def test_verdicts(ratios: Any, losses: dict[str, float], said: str) -> None:
     assert said in verdict(_with(ratios, losses))
 
 
+def test_of_many_students_those_that_lead_are_named() -> None:
+    """Two that tie are not all."""
+    found = [
+        _named({"a": (1.9, 1.8, 2.0), "b": (1.85, 1.8, 2.0), "c": (1.4, 1.3, 1.5)}, losses)
+        for losses in (
+            {"a": 3.6, "b": 3.6, "c": 3.5}, {"a": 3.6, "b": 3.6, "c": 3.6}, {"a": 3.5, "b": 3.6},
+        )
+    ]  # fmt: skip
+    assert found == [
+        "a and b are 1.90× faster, c is better at +0.09 nats",
+        "a and b are 1.90× faster; in loss the students do not differ (+0.19 nats)",
+        "a and b are 1.90× faster, a is better at +0.09 nats",
+    ]
+    assert _named({"a": (1.9, 1.8, 2.0), "b": (1.85, 1.8, 2.0)}, {}).startswith("No student stands")
+
+
+def _named(ratios: dict[str, tuple[float, float, float]], losses: dict[str, float]) -> str:
+    """The verdict on students of these ratios and losses."""
+    content = _with({}, {})
+    teacher, student = (m.model_dump() for m in content.models[:2])
+    rows = [s.model_dump() for s in content.speedup if s.model == student["name"]]
+    students = [
+        student | {"name": n, "loss": {"final": losses.get(n)}, "texts": {}} for n in ratios
+    ]
+    speedups = [
+        row | {"model": n, "ratio": ratio, "interval": ends}
+        for n, (ratio, *ends) in ratios.items()
+        for row in rows
+    ]
+    return verdict(
+        Report.of(
+            content.to_json() | {"models": [teacher, *students], "speedup": speedups, "goals": []}
+        )
+    )
+
+
 def test_slower_and_equal_are_said_so() -> None:
     slow, equal = headlines(_with({"width": SLOWER, "depth": (1.02, 0.98, 1.05)}, {}))
     assert slow.speed == "1.25× slower"

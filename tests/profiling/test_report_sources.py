@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 
 from paretron.artifacts.manifest import Provenance, write_manifest
 from paretron.cli.main import main
-from paretron.errors import ParetronError
+from paretron.errors import Code, ParetronError
 from paretron.run.rereporting import report_of, rewrite_report, stands_alone
 from paretron_profiling.report.choice import (
     Accuracy,
@@ -59,7 +59,8 @@ def test_measured_peaks_stand_beside_the_computed_memory(tmp_path: Path) -> None
     assert found["teacher", "vllm", "16 in flight"] == "244 MB, whole process; 2 GB of GPUs"
     assert found["teacher", "ortgenai", "batch 1"] == "–"
     older = memory_table(Report.of(example_report(memory=[])))
-    assert older.heads[-1] == "Together" and len(older.rows) == len(found)
+    assert older.heads[-1] == "Together"
+    assert len(older.rows) == len(found)
     # Of a profile alone no sizes are known, so that what was measured stands alone, also in a page.
     alone = report_of([profiled(tmp_path / "p")], out=tmp_path / "one", overwrite=False)
     report = Report.of(json.loads((alone / "report.json").read_text()))
@@ -105,6 +106,13 @@ def test_a_merged_report_is_a_source_too(tmp_path: Path) -> None:
     report = Report.of(json.loads((again / "report.json").read_text()))
     assert report.models[0].name == "both/a/teacher"
     assert len(report.models) == 9
+    # Whose teacher is whose stays as it was.
+    teachers = {m.name: of.name for m in report.students if (of := report.teacher_of(m))}
+    assert teachers["both/b/width"] == "both/b/teacher"
+    assert teachers["a/depth"] == "a/teacher"
+    assert [r.name for r in report.runs] == ["both/a", "both/b", "a"]
+    runs_of = {m.run for m in report.models}
+    assert runs_of == {"both/a", "both/b", "a"} == {r.run for r in report.raw}
 
 
 @pytest.mark.parametrize(
@@ -129,7 +137,8 @@ def test_what_keeps_runs_apart_is_said(tmp_path: Path, changes: dict[str, Any], 
         ]
     )
     assert any(said in caption for caption in content["captions"])
-    Report.of(content)
+    page = build_report(Report.of(content))
+    assert ("on 2 different machines: a speed says" in page) == ("hardware" in changes)
     alike = merged([Source(n, example_report(), "0" * 64, "1" * 64) for n in "ab"])
     assert changes == {} or not any(said in caption for caption in alike["captions"])
 
@@ -139,6 +148,10 @@ def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
     out = report_of(runs, out=tmp_path / "out", overwrite=False)
     report = Report.of(json.loads((out / "report.json").read_text()))
     assert {m.run for m in report.models} == {"run-1", "run-2"}
+    runs.append(finished_run(tmp_path / "z/run-2"))
+    out = report_of(runs, out=tmp_path / "three", overwrite=False)
+    report = Report.of(json.loads((out / "report.json").read_text()))
+    assert [r.name for r in report.runs] == ["run-1", "run-3", "run-2"]
 
 
 def test_a_profile_alone_becomes_a_page(tmp_path: Path) -> None:
@@ -180,6 +193,56 @@ def test_what_is_no_report_is_refused(tmp_path: Path, make: Any, code: str) -> N
         report_of([tmp_path / "x"], out=tmp_path / "out", overwrite=False)
     assert caught.value.problems[0].code.value == code
     assert not (tmp_path / "out").exists()
+
+
+def at(*path: str | int, value: Any) -> Any:
+    def changed(content: dict[str, Any]) -> None:
+        place: Any = content
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+
+    return changed
+
+
+ODD: dict[str, Any] = {
+    "no text": at("hardware", "cpu", value="\ud800"),
+    "more tokens than values": lambda c: c["curves"][0]["tokens"].append(9),
+    "a list of rates": at("device", value={"flop_s": [1]}),
+    "a load beyond any": at("models", 0, "speed", 0, "load", value=1e308),
+    "a number beyond any": at("models", 0, "params", value=10**400),
+    "a time beyond any": at("created", value="9999-12-31T23:59:59-23:00"),
+    "a workload of no kind": at("roofline", "rows", 0, "mode", value="weird"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_what_a_schema_does_not_see_is_no_traceback(tmp_path: Path, odd: str) -> None:
+    run = finished_run(tmp_path / "run")
+    path = run / "report/report.json"
+    write_manifest(run / "report", Provenance(kind="report"))
+    content = json.loads(path.read_text())
+    ODD[odd](content)
+    path.write_text(json.dumps(content))
+    page = (run / "report/report.html").read_bytes()
+    for make in (
+        lambda: rewrite_report(run),
+        lambda: report_of([run], out=tmp_path / "out", overwrite=False),
+    ):
+        with pytest.raises(ParetronError) as caught:
+            make()
+        (problem,) = caught.value.problems
+        assert problem.code is Code.INPUT_CONFIG
+        assert str(run) in str(problem.where)
+    assert (run / "report/report.html").read_bytes() == page
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_profile_of_many_raw_times_is_read(tmp_path: Path) -> None:
+    """A loop of a thousand requests leaves more than the 20 MB that a config may have."""
+    source = profiled(tmp_path / "p", notes=["x" * 21_000_000])
+    out = report_of([source], out=tmp_path / "out", overwrite=False)
+    assert (out / "report.html").is_file()
 
 
 def test_several_sources_need_a_folder(tmp_path: Path) -> None:
@@ -313,15 +376,43 @@ def test_who_is_dominated(
 
 def test_the_frontier_in_words() -> None:
     content = example_report()
-    content["models"][1]["loss"]["final"] = 3.7  # width: slower and worse than depth
-    report = Report.of(content)
-    work = headline_workload(report)
-    assert work is not None
-    words = frontier_words(throughputs(report, work), accuracies(report)[0], report=report)
-    assert words == (
-        "teacher and depth are on the frontier.",
-        "width is dominated: depth is faster and better.",
-    )
+    width = content["models"][1]
+    width["loss"]["final"] = 3.7  # width: slower and worse than depth
+    width["texts"] = {"validation": {"loss": 3.7, "low": 3.69, "high": 3.71}}
+    said = "width is dominated: depth is faster and better"
+
+    def words() -> tuple[str, ...]:
+        report = Report.of(content)
+        work = headline_workload(report)
+        assert work is not None
+        return frontier_words(throughputs(report, work), accuracies(report)[0], report=report)
+
+    assert words() == ("teacher and depth are on the frontier.", f"{said}.")
+    width["texts"]["validation"] |= {"low": 3.5, "high": 3.9}
+    assert words()[1] == f"{said}, within the noise."
+    width["texts"] = {}
+    assert words()[1] == f"{said}, by medians of unknown spread."
+    width["texts"] = {"validation": {"loss": 3.7, "low": 3.69, "high": 3.71}}
+    for model in content["models"]:
+        for speed in model["speed"]:
+            speed["repeats"] = 1
+    assert words()[1] == f"{said}, by medians of unknown spread."
+
+
+def test_perplexities_are_known_as_well_as_losses() -> None:
+    content = example_report()
+    for model, high in zip(content["models"], (3.5, 3.9, 3.9), strict=True):
+        model["perplexity"] = {"validation": math.exp(3.4)}
+        model["texts"] = {"validation": {"loss": 3.4, "low": 3.3, "high": high}}
+    found = {a.key: a for a in accuracies(Report.of(content))}["perplexity.validation"]
+    assert found.values["teacher"].high == pytest.approx(math.exp(3.5))
+    assert found.values["width"].low == pytest.approx(math.exp(3.3))
+
+
+def test_who_dominates_for_sure_is_named_first() -> None:
+    speeds = _speeds(a=10.0, b=10.5, c=20.0)
+    (first, *_) = dominated(speeds, _accuracy(a=4.0, b=3.0, c=3.5), order="abc")
+    assert first == Dominated("a", "c", True, True, True)
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str]:

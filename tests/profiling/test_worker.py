@@ -125,10 +125,14 @@ def test_one_that_ignores_its_end_is_killed(
 
 def test_the_vllm_worker_ends_with_its_parent(tmp_path: Path) -> None:
     """In the middle of a computation, because only its reading thread sees the input close."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / "log").write_text("the parent would remove it")
     code = (
         "import queue, runpy, sys, threading, time\n"
         f"read = runpy.run_path({str(vllm_offline.WORKER)!r})['read_requests']\n"
-        "threading.Thread(target=read, args=(queue.Queue(),), daemon=True).start()\n"
+        f"given = (queue.Queue(), {str(scratch)!r})\n"
+        "threading.Thread(target=read, args=given, daemon=True).start()\n"
         "print('up', flush=True)\n"
         "deadline = time.monotonic() + 60\n"
         "while time.monotonic() < deadline: pass\n"
@@ -149,6 +153,7 @@ def test_the_vllm_worker_ends_with_its_parent(tmp_path: Path) -> None:
     parent.wait()
     parent.stdout.close()
     assert is_gone(worker)
+    assert not scratch.exists()
 
 
 def test_an_engine_that_never_gets_healthy(

@@ -94,6 +94,18 @@ def test_noise_alone_is_no_difference(runs: tuple[Path, Path]) -> None:
     assert found.differences.keys() == {"speeds"}
 
 
+@pytest.mark.parametrize(("a", "b"), [(1, 10**400), (1e-308, 1e308)])
+def test_numbers_whose_ratio_no_float_holds(a: float, b: float, tmp_path: Path) -> None:
+    for name, value in (("a", a), ("b", b)):
+        report = example_report()
+        report["models"][0]["params"] = value
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps(report))
+    found = diff(tmp_path / "a/report.json", tmp_path / "b/report.json")
+    assert of(found, "sizes")["teacher.params"].ratio is None
+    json.dumps(found.as_json(), allow_nan=False)
+
+
 def test_a_run_without_a_report_is_compared_by_its_recipe(runs: tuple[Path, Path]) -> None:
     shutil.rmtree(runs[1] / "report")
     found = diff(*runs)
@@ -170,6 +182,11 @@ HOSTILE = {
         {"report.json": '{"models": [{"name": "a", "shape": 1}]}'}, Code.INPUT_CONFIG, "not what",
     ),
     "profile-other": ({"profile.json": '{"models": 1}'}, Code.INPUT_CONFIG, "not what this"),
+    "profile-huge": (
+        {"profile.json": json.dumps({"models": {"a": [{
+            "engine": "e", "mode": "offline", "load": 10**400, "input_len": 1, "output_len": 1,
+        }]}})}, Code.INPUT_CONFIG, "OverflowError",
+    ),
     "profile-deep": ({"profile.json": "[" * 10**5}, Code.INPUT_CONFIG, "not valid JSON"),
     "other-file": ({"x.json": "{}"}, Code.INPUT_MISSING, "neither report.json nor"),
     "no-weights": ({"config.json": "{}"}, Code.INPUT_MISSING, "no safetensors"),

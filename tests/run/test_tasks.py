@@ -17,11 +17,12 @@ from paretron.data import harness
 from paretron.data.answers import Judged
 from paretron.errors import Code, ParetronError
 from paretron.plan.plan import Plan, make_plan
-from paretron.recipe import Recipe, resolve_recipe
+from paretron.plan.stages import stages_of
+from paretron.recipe import Correct, Recipe, load_recipe, resolve_recipe
 from paretron.run.check import twin_recipe
 from paretron.run.runner import run_plan
 from paretron.run.stages import STAGES
-from picorun import events
+from picorun import RECIPE, events, write_pico_recipe
 from picotask import TASK
 
 
@@ -75,6 +76,19 @@ def test_a_plan_tells_what_is_left_out_and_refuses_what_cannot_be_asked(
     ]
 
 
+def test_a_goal_for_a_task_that_nobody_asks_is_a_problem_of_the_plan(
+    recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is an extra")
+    given = recipe(tasks=[str(TASK), "mmlu"])
+    for name, wrong in (("agreement", False), ("mmlu_anatomy", False), ("agrement", True)):
+        goals = {f"task.{name}": ">= -3"}
+        plan = planned(given.model_copy(update={"goals": goals}), tmp_path)
+        found = [(p.code, p.where, p.fix) for p in plan.problems]
+        problem = (Code.RECIPE_VALUE, f"goals.task.{name}", "one of agreement, mmlu")
+        assert found == ([problem] if wrong else [])
+
+
 def test_a_plan_without_lm_eval_names_what_to_install(
     recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +109,57 @@ def test_a_rehearsal_asks_two_documents_of_what_can_be_asked(
     assert [t.task for t in twin.evaluate.asked][-1] == str(TASK)
     assert len(twin.evaluate.asked) == 7  # without three of the suite's nine
     assert planned(twin, tmp_path).problems == ()
+
+
+def test_tasks_are_for_the_models_that_somebody_may_take(recipe: Callable[..., Recipe]) -> None:
+    def settings(recipe: Recipe, **correct: Any) -> dict[str, dict[str, Any]]:
+        section = Correct.model_validate({"tokens": 640, "global_batch": 4} | correct)
+        stages = stages_of(
+            recipe.model_copy(update={"correct": section}),
+            block_sizes=(1,),
+            engine_formats=frozenset(),
+        )
+        return {s.name: dict(s.settings) for s in stages if s.kind == "evaluate"}
+
+    for correct in ({}, {"mode": "parallel"}):
+        texts = settings(recipe(), **correct)
+        found = settings(recipe(tasks=[str(TASK)], suite="minitron-base", run_code=True), **correct)
+        assert len(found) == 4
+        final = {name for name in found if name.endswith("-final")}
+        assert final == {"teacher.evaluate-final", "small.evaluate-final"}
+        # So that naming a task, or allowing code, makes none of the others again.
+        assert {n: s for n, s in found.items() if n not in final} == {
+            n: s for n, s in texts.items() if n not in final
+        }
+        assert all(len(found[name]["evaluate"]["tasks"]) == 1 for name in final)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_run_may_be_judged_by_tasks_alone(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is an extra")
+    given = write_pico_recipe(
+        tmp_path,
+        correct=None,
+        students={"small": {"layers": 2}},
+        distill=RECIPE["distill"] | {"tokens": 128},
+        evaluate={"perplexity": [], "tasks": [{"task": str(TASK), "limit": 8}]},
+        goals={"task.agreement": ">= -100", "params": "<= 2x"},
+        export=[{"to": "hf"}],
+        profile=None,
+    )
+    plan = planned(load_recipe(given), tmp_path)
+    folder = run_plan(plan, tmp_path / "run", stages=STAGES, offline=True)
+    report = json.loads((folder / "report.json").read_text())
+    teacher, small = report["models"]
+    assert teacher["tasks"]["agreement"]["samples"] == 8
+    assert small["loss"] == {"pruned": None, "final": None}
+    apart = small["differences"]["task.agreement"]
+    assert apart["value"] == pytest.approx(
+        small["tasks"]["agreement"]["value"] - teacher["tasks"]["agreement"]["value"]
+    )
+    assert [g["verdict"] for g in report["goals"]] == ["met", "met"]
+    asked = {e["stage"] for e in events(tmp_path / "run") if e["kind"] == "task"}
+    assert asked == {"teacher.evaluate-final", "small.evaluate-final"}
 
 
 @pytest.mark.usefixtures("own_cache")

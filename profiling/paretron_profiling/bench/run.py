@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 from paretron.errors import QUOTED, Code, ParetronError, Problem
 from paretron_profiling.bench.reading import Stated
 
+KEEPER = Path(__file__).with_name("keeper.py")
 LOG = "log.txt"
 LOG_LINES = 20
 LOG_BYTES = 1 << 16
@@ -65,25 +67,23 @@ def run_tool(
     folder: Path,
     timeout_s: float,
 ) -> None:
-    """Run a tool to its end in `folder`, in a process group that ends with it in any case.
+    """Run a tool to its end in `folder`, in a process group that ends with it, and with us.
 
     What it prints goes to log.txt there. ParetronError(ENGINE), with the end of that, when it
     fails or takes longer.
     """
     log = folder / LOG
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            list(command), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-            env=dict(environment), cwd=folder, start_new_session=True,
-        )  # fmt: skip
-    try:
-        status: int | None = process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        status = None
-    finally:
-        with suppress(ProcessLookupError, PermissionError):  # the group is empty
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    with log.open("wb") as out, subprocess.Popen(
+        [sys.executable, "-I", str(KEEPER), *command], stdin=subprocess.PIPE, stdout=out,
+        stderr=subprocess.STDOUT, env=dict(environment), cwd=folder, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            status: int | None = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            with suppress(ProcessLookupError, PermissionError):  # the group is empty
+                os.killpg(process.pid, signal.SIGKILL)
     if status == 0:
         return
     if status is None:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from paretron.errors import Code, ParetronError, Problem
 from paretron.recipe import Engine as EngineSettings
+from paretron.recipe.limits import unserved
 from paretron_profiling.schema import Sample
 
 __all__ = [
@@ -127,14 +128,7 @@ def settings_for(settings: EngineSettings, model: str) -> EngineSettings:
     RECIPE_VALUE when the recipe names servers, but none for this model.
     """
     if settings.servers and model not in settings.servers:
-        raise ParetronError(
-            Problem(
-                Code.RECIPE_VALUE,
-                f"no server is named for the model {model}",
-                where=f"profile.engines: {settings.name}: servers",
-                fix=f"add {model}: http://..., or leave the model out",
-            )
-        )
+        raise ParetronError(unserved(settings, model))
     return settings.model_copy(
         update={
             "servers": {k: v for k, v in settings.servers.items() if k == model},

@@ -75,10 +75,10 @@ class VllmOffline:
             "memory_share": MEMORY_SHARE,
             "quantization": self._quantization,
         }
-        with TemporaryDirectory(prefix="paretron-vllm-") as scratch:
+        with TemporaryDirectory(prefix="paretron-vllm-", ignore_cleanup_errors=True) as scratch:
             worker = Worker(
                 [str(settings.python), "-I", str(WORKER)],
-                argument=json.dumps(given),
+                argument=json.dumps(given | {"scratch": scratch}),
                 environment=_environment(),
                 log=Path(scratch) / "vllm.log",
             )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shutil
 import signal
 import sys
 import threading
@@ -18,10 +19,11 @@ import time
 from typing import Any
 
 
-def read_requests(requests: queue.Queue[dict[str, Any]]) -> None:
+def read_requests(requests: queue.Queue[dict[str, Any]], scratch: str) -> None:
     """Move lines from standard input to the queue; at its end, end the process group."""
     for line in sys.stdin:
         requests.put(json.loads(line))
+    shutil.rmtree(scratch, ignore_errors=True)  # who made it may be gone
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpgrp(), signal.SIGKILL)
     os._exit(1)
@@ -117,7 +119,10 @@ def main() -> None:
     os.set_inheritable(answers.fileno(), False)
     settings = json.loads(sys.argv[2])
     requests: queue.Queue[dict[str, Any]] = queue.Queue()
-    threading.Thread(target=read_requests, args=(requests,), daemon=True).start()
+    reading = threading.Thread(
+        target=read_requests, args=(requests, settings["scratch"]), daemon=True
+    )
+    reading.start()
 
     def answer(content: object) -> None:
         answers.write(json.dumps(content) + "\n")

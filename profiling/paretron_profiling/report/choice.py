@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,17 +19,21 @@ class Interval:
     value: float
     low: float
     high: float
+    known: bool = True
 
     @classmethod
     def of(cls, value: float | None, low: float | None, high: float | None) -> Interval | None:
         """None without a value."""
         if value is None:
             return None
-        return cls(value, value if low is None else low, value if high is None else high)
+        if low is None or high is None:
+            return cls(value, value, value, known=False)
+        return cls(value, low, high)
 
     def beyond(self, other: Interval) -> bool:
-        """Whether two intervals have nothing in common."""
-        return self.low > other.high or self.high < other.low
+        """Whether two intervals are known to have nothing in common."""
+        apart = self.low > other.high or self.high < other.low
+        return apart and self.known and other.known
 
 
 @dataclass(frozen=True)
@@ -46,14 +51,14 @@ class Accuracy:
 class Dominated:
     """A model that another one beats or equals in both respects.
 
-    `sure` is false where the intervals leave it open.
+    `sure` is false where the intervals leave it open, None where one of them is not known.
     """
 
     model: str
     by: str
     faster: bool
     better: bool
-    sure: bool
+    sure: bool | None
 
 
 def accuracies(report: Report) -> list[Accuracy]:
@@ -61,7 +66,7 @@ def accuracies(report: Report) -> list[Accuracy]:
     losses = {m.name: _loss(m) for m in report.models}
     out = [Accuracy("loss", "final loss", "nats a token", False, _known(losses))]
     for text in dict.fromkeys(t for m in report.models for t in m.perplexity):
-        values = {m.name: Interval.of(m.perplexity.get(text), None, None) for m in report.models}
+        values = {m.name: _perplexity(m, text) for m in report.models}
         out.append(
             Accuracy(
                 f"perplexity.{text}", f"perplexity on {label(text)}", "", False, _known(values)
@@ -83,6 +88,14 @@ def _loss(model: Model) -> Interval | None:
     text = model.final_text
     low, high = (text.low, text.high) if text is not None else (None, None)
     return Interval.of(model.loss.final, low, high)
+
+
+def _perplexity(model: Model, text: str) -> Interval | None:
+    """With the interval of the loss that it is the exponential of."""
+    found = model.texts.get(text)
+    ends = (None, None) if found is None else (found.low, found.high)
+    low, high = (math.exp(n) if n is not None and n < 700 else None for n in ends)
+    return Interval.of(model.perplexity.get(text), low, high)
 
 
 def workload(speed: Speed) -> Workload:
@@ -119,10 +132,12 @@ def headline_workload(report: Report) -> Workload | None:
 
 
 def throughputs(report: Report, work: Workload) -> dict[str, Interval]:
-    """Output tokens/s of every model under a workload, with its interval."""
+    """Output tokens/s of every model under a workload, with its interval; none of one repeat."""
     found = {m.name: s for m in report.models for s in m.speed if workload(s) == work}
     values = {
-        name: Interval.of(s.output_tok_s, *(s.interval("output_tok_s") or (None, None)))
+        name: Interval.of(
+            s.output_tok_s, *(s.repeats > 1 and s.interval("output_tok_s")) or (None, None)
+        )
         for name, s in found.items()
     }
     return _known(values)
@@ -133,7 +148,7 @@ def dominated(
 ) -> list[Dominated]:
     """The models that another one beats or equals in speed and accuracy, not equal in both.
 
-    The one named is the most accurate of those that do.
+    The one named is the most accurate of those that do, of those first that do so for sure.
     """
     sign = 1.0 if accuracy.higher_is_better else -1.0
     known = [n for n in order if n in speeds and n in accuracy.values]
@@ -146,12 +161,20 @@ def dominated(
         ]  # fmt: skip
         if not above:
             continue
-        by = max(above, key=lambda o: (at[o][1], at[o][0]))
-        apart = speeds[by].beyond(speeds[name]), accuracy.values[by].beyond(accuracy.values[name])
-        equal = at[by][0] == at[name][0], at[by][1] == at[name][1]
-        sure = all(a or e for a, e in zip(apart, equal, strict=True))
-        out.append(Dominated(name, by, not equal[0], not equal[1], sure))
+        figures_of = speeds, accuracy.values
+        sure = {o: _sure([(f[o], f[name]) for f in figures_of]) for o in above}
+        by = max(above, key=lambda o: (sure[o] is True, at[o][1], at[o][0]))
+        faster, better = (b != a for b, a in zip(at[by], at[name], strict=True))
+        out.append(Dominated(name, by, faster, better, sure[by]))
     return out
+
+
+def _sure(pairs: Sequence[tuple[Interval, Interval]]) -> bool | None:
+    """Whether one model is beyond another in every figure that is not the same of both."""
+    other = [(one, two) for one, two in pairs if one.value != two.value]
+    if not all(one.known and two.known for one, two in other):
+        return None
+    return all(one.beyond(two) for one, two in other)
 
 
 def frontier_words(
@@ -166,18 +189,19 @@ def frontier_words(
     if len(known) < 2:
         return ()
     verb = "is" if len(on) == 1 else "are"
-    return (f"{_listed(on)} {verb} on the frontier.", *map(_dominated_words, found))
+    return (f"{listed(on)} {verb} on the frontier.", *map(_dominated_words, found))
 
 
 def _dominated_words(found: Dominated) -> str:
     how = " and ".join(
         word for word, holds in (("faster", found.faster), ("better", found.better)) if holds
     )
-    noise = "" if found.sure else ", within the noise"
-    return f"{label(found.model)} is dominated: {label(found.by)} is {how}{noise}."
+    doubt = {True: "", False: ", within the noise", None: ", by medians of unknown spread"}
+    return f"{label(found.model)} is dominated: {label(found.by)} is {how}{doubt[found.sure]}."
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """ "a, b and c"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 

@@ -23,7 +23,7 @@ from paretron_profiling.report.choice import (
 )
 from paretron_profiling.report.markdown import markdown
 from paretron_profiling.report.schema import Report
-from paretron_profiling.report.sources import Source, merged, of_profile
+from paretron_profiling.report.sources import Source, machine, merged, of_profile
 from paretron_profiling.schema import OFFLINE, jsonable
 
 __all__ = ["Source", "build_report", "embed", "merged", "of_profile", "write_report"]
@@ -100,6 +100,7 @@ def _content(report: Report) -> dict[str, Any]:
         "has_accuracy": bool(measures),
         "has_sizes": any(m.params is not None or m.loss.final is not None for m in report.models),
         "has_loads": view.has_loads(report),
+        "machines": len({machine(run.hardware) for run in report.runs}),
         "has_loops": any(s.mode != OFFLINE for s in every),
     }
     return content | {"parts": list(_parts(content))}

@@ -228,7 +228,9 @@ class Report(Part):
         """The model that this one is compared with; None for a teacher."""
         if model.kind == TEACHER:
             return None
-        return self.model(model.teacher) if model.teacher is not None else self.teacher
+        if model.teacher is not None or self.runs:
+            return self.model(str(model.teacher))
+        return self.teacher
 
     def headline_speedup(self, model: str) -> Speedup | None:
         """The ratio that a headline states: same batch, first engine and lengths, largest batch.

@@ -41,7 +41,7 @@ def of_profile(profile: Mapping[str, Any], *, title: str, raw: Mapping[str, Any]
                 "kind": TEACHER if name == TEACHER else "profiled",
                 "speed": [m.summary() for m in found],
             }
-            for name, found in result.measurements.items()
+            for name, found in sorted(result.measurements.items(), key=_teacher_first)
         ],
         "speedup": [s.to_json() for s in result.speedups],
         "roofline": profile.get("roofline"),
@@ -54,6 +54,10 @@ def of_profile(profile: Mapping[str, Any], *, title: str, raw: Mapping[str, Any]
         "captions": ["Speed alone was measured here: this report knows of no losses."],
         "raw": [raw],
     }
+
+
+def _teacher_first(item: tuple[str, object]) -> bool:
+    return item[0] != TEACHER
 
 
 def merged(sources: Sequence[Source]) -> dict[str, Any]:
@@ -86,8 +90,12 @@ def merged(sources: Sequence[Source]) -> dict[str, Any]:
             *apart(sources),
             *(f"{s.name}: {c}" for s in sources for c in s.content.get("captions") or ()),
         ],
-        "raw": [{**r, "run": s.name} for s in sources for r in s.content.get("raw") or ()],
-        "runs": [_run(s) for s in sources],
+        "raw": [
+            {**r, "run": _within(s.name, r.get("run"))}
+            for s in sources
+            for r in s.content.get("raw") or ()
+        ],
+        "runs": [run for s in sources for run in _runs(s)],
     }
 
 
@@ -109,8 +117,9 @@ def apart(sources: Sequence[Source]) -> Iterator[str]:
             f"The runs' teachers differ (sha256 {named}): what a student is above its teacher is "
             "not comparable between runs, its loss is, on the same text."
         )
-    if len({_machine(s) for s in sources}) > 1:
-        named = "; ".join(f"{s.name}: {_machine(s)}" for s in sources)
+    machines = [machine(s.content.get("hardware") or {}) for s in sources]
+    if len(set(machines)) > 1:
+        named = "; ".join(f"{s.name}: {m}" for s, m in zip(sources, machines, strict=True))
         yield f"The runs were measured on different machines ({named}): speeds do not compare."
     for engine in dict.fromkeys(e for s in sources for e in s.content.get("engines") or {}):
         by_run = {s.name: s.content["engines"].get(engine) for s in sources}
@@ -122,13 +131,20 @@ def apart(sources: Sequence[Source]) -> Iterator[str]:
 def _models(source: Source) -> Iterator[dict[str, Any]]:
     teacher = next((m["name"] for m in source.content["models"] if m["kind"] == TEACHER), None)
     for model in source.content["models"]:
-        of = None if teacher in (None, model["name"]) else _name(source.name, str(teacher))
-        name = _name(source.name, model["name"])
-        yield {**model, "name": name, "run": source.name, "teacher": of}
+        # One that is merged already says whose teacher is whose.
+        own = model.get("teacher") if model.get("run") else teacher
+        of = None if own in (None, model["name"]) else _name(source.name, str(own))
+        name, run = _name(source.name, model["name"]), _within(source.name, model.get("run"))
+        yield {**model, "name": name, "run": run, "teacher": of}
 
 
 def _name(run: str, model: str) -> str:
     return f"{run}/{model}"
+
+
+def _within(source: str, run: str | None) -> str:
+    """A run of a source that is merged already, or the source itself."""
+    return source if run is None else _name(source, run)
 
 
 def _renamed(row: Mapping[str, Any], run: str) -> dict[str, Any]:
@@ -151,9 +167,12 @@ def _roofline(sources: Sequence[Source]) -> dict[str, Any] | None:
     }
 
 
-def _run(source: Source) -> dict[str, Any]:
+def _runs(source: Source) -> Iterator[dict[str, Any]]:
     content = source.content
-    return {
+    if content.get("runs"):
+        yield from ({**run, "name": _name(source.name, run["name"])} for run in content["runs"])
+        return
+    yield {
         "name": source.name,
         "title": label(content["title"]),
         "created": content["created"],
@@ -164,8 +183,8 @@ def _run(source: Source) -> dict[str, Any]:
     }
 
 
-def _machine(source: Source) -> str:
-    hardware = source.content.get("hardware") or {}
+def machine(hardware: Mapping[str, Any]) -> str:
+    """What makes a machine another one, in words."""
     return ", ".join(f"{key} {hardware[key]}" for key in _MACHINE if key in hardware) or "unknown"
 
 

@@ -91,10 +91,11 @@ def _loss_row(model: Model, teacher: Model | None) -> tuple[str, ...]:
 
 def _above_words(model: Model, teacher: Model | None) -> str:
     above = loss_above(model, teacher=teacher)
-    paired = [d for key, d in model.differences.items() if key.startswith("loss.")]
-    if above is None or len(paired) != 1:
+    name = next((n for n, text in model.texts.items() if text is model.final_text), "")
+    paired = model.differences.get(f"loss.{name}")
+    if above is None or paired is None:
         return figures.signed_nats(above)
-    return figures.signed_nats(above) + figures.within(paired[0].low, paired[0].high)
+    return figures.signed_nats(above) + figures.within(paired.low, paired.high)
 
 
 def speed_table(report: Report) -> Table:

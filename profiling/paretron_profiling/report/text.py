@@ -11,6 +11,7 @@ from paretron_profiling.compare import SAME_BATCH, SAME_LATENCY, SAME_MEMORY
 from paretron_profiling.report.choice import (
     headline_workload,
     label,
+    listed,
     throughputs,
     workload_words,
 )
@@ -87,28 +88,33 @@ def verdict(report: Report) -> str:
         return headlines(report)[0].sentence
     if report.teacher is None and all(m.kind == "profiled" for m in students):
         return _fastest_profiled(report)
-    fastest, tied = _fastest(report)
-    best, close = _best(report)
-    many = len(students) > 2
-    if fastest is None and best is None:
+    (fastest, tied), (best, close) = _fastest(report), _best(report)
+    if not fastest and not best:
         return _said_alone(report)
-    if fastest is None or best is None:
-        how = ("fastest" if many else "faster") if fastest else ("best" if many else "better")
-        return f"{label(fastest or best or '')} is the {how} student"
+    if not fastest or not best:
+        how = ("faster", "fastest") if fastest else ("better", "best")
+        these = fastest or best
+        if tied or close:
+            return f"No student stands out: equal {'speed' if fastest else 'loss'} within the noise"
+        student = "student" if len(these) == 1 else "students"
+        return f"{_are(these)} the {how[len(students) > 2]} {student}"
     if tied and close:
         return "No student stands out: equal speed and equal loss within the noise"
     said = {h.model: h for h in headlines(report)}
+    speed, loss = said[fastest[0]].speed, said[best[0]].loss
     if tied:
-        same = f"in speed the students do not differ beyond the noise ({said[best].speed})"
-        return f"{label(best)} is better at {said[best].loss}; {same}"
+        same = f"in speed the students do not differ beyond the noise ({said[best[0]].speed})"
+        return f"{_are(best)} better at {loss}; {same}"
     if close:
-        same = f"in loss the students do not differ ({said[fastest].loss})"
-        return f"{label(fastest)} is {said[fastest].speed}; {same}"
-    if fastest == best:
-        return f"{said[fastest].sentence}: both the fastest and the best student"
-    return (
-        f"{label(fastest)} is {said[fastest].speed}, {label(best)} is better at {said[best].loss}"
-    )
+        return f"{_are(fastest)} {speed}; in loss the students do not differ ({loss})"
+    if fastest == best and len(best) == 1:
+        return f"{said[best[0]].sentence}: both the fastest and the best student"
+    return f"{_are(fastest)} {speed}, {_are(best)} better at {loss}"
+
+
+def _are(names: list[str]) -> str:
+    """Who something is said of: "width is", "a/width and b/width are"."""
+    return f"{listed([label(n) for n in names])} {'is' if len(names) == 1 else 'are'}"
 
 
 def _fastest_profiled(report: Report) -> str:
@@ -131,26 +137,32 @@ def _said_alone(report: Report) -> str:
     return "; ".join(said[:2]) or f"{len(report.students)} students, not yet measured"
 
 
-def _fastest(report: Report) -> tuple[str | None, bool]:
-    """The fastest student of several, and whether the runner-up's interval overlaps its own."""
+def _fastest(report: Report) -> tuple[list[str], bool]:
+    """The fastest of several students, with those whose intervals overlap its own; are they all."""
     found = [(m.name, report.headline_speedup(m.name)) for m in report.students]
     ranked = sorted(
         ((s.ratio, s, name) for name, s in found if s is not None and s.ratio is not None),
         key=lambda row: -row[0],
     )
     if len(ranked) < 2:
-        return None, False
-    low, high = ranked[0][1].interval[0], ranked[1][1].interval[1]
-    return ranked[0][2], low is None or high is None or low <= high
+        return [], False
+    low = ranked[0][1].interval[0]
+    ends = [(name, s.interval[1]) for _, s, name in ranked]
+    leading = [
+        name
+        for place, (name, high) in enumerate(ends)
+        if place == 0 or low is None or high is None or low <= high
+    ]
+    return leading, len(leading) == len(ranked)
 
 
-def _best(report: Report) -> tuple[str | None, bool]:
-    """The student of several with the lowest loss, and whether the runner-up's is the same."""
-    losses = [(m.loss.final, m.name) for m in report.students if m.loss.final is not None]
-    ranked = sorted(losses)
+def _best(report: Report) -> tuple[list[str], bool]:
+    """Those of several students with the lowest loss, to what is called equal; are they all."""
+    ranked = sorted((m.loss.final, m.name) for m in report.students if m.loss.final is not None)
     if len(ranked) < 2:
-        return None, False
-    return ranked[0][1], ranked[1][0] - ranked[0][0] < SAME_NATS
+        return [], False
+    found = [name for loss, name in ranked if loss - ranked[0][0] < SAME_NATS]
+    return found, len(found) == len(ranked)
 
 
 def conditions(report: Report) -> list[tuple[str, list[str]]]:

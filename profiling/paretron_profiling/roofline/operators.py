@@ -165,6 +165,7 @@ def device_name(about: Mapping[str, str]) -> str:
     """Where an engine ran, for the table's `device`."""
     place = about.get("device", "unknown device")
     if place != "cpu":
-        return place
+        gpu = machine.hardware().get("gpu")
+        return f"{gpu}, {place}" if gpu else place
     threads = about.get("threads") or os.environ.get("OMP_NUM_THREADS", "all")
     return f"{machine.hardware()['cpu']}, {threads} threads"

@@ -15,12 +15,11 @@ from statistics import linear_regression
 from typing import Any
 
 from paretron.artifacts.jsonfile import read_object
-from paretron.artifacts.values import check_values
 from paretron.errors import Code
-from paretron.families import explicit, family_of, parameter_counts
+from paretron.families import family_of, parameter_counts
 from paretron.plugins import ENGINES, find_plugin
 from paretron_profiling.compare import Speedup
-from paretron_profiling.models import TEACHER, ModelUnderTest
+from paretron_profiling.models import TEACHER, ModelUnderTest, counted_config
 from paretron_profiling.roofline.bounds import (
     BYTES,
     DECODE,
@@ -201,7 +200,7 @@ def _costs(
     form = find_plugin(ENGINES, engine, where="profile.engines").wants
     folder = model.folders[form]
     raw = read_object(next(_with_config(model, folder)) / "config.json", code=Code.INPUT_CONFIG)
-    config = _counted(raw)
+    config = counted_config(raw)
     params = parameter_counts(family_of(config), config).total
     if form != "hf":
         per_weight = _size(folder, "*.onnx*") / params
@@ -217,14 +216,6 @@ def _costs(
         return Costs.of(config, formats=Formats.of(dtype))
     per_weight = _size(folder, "*.safetensors") / params
     return Costs.of(config, formats=Formats("int8", dtype, dtype), bytes_per_weight=per_weight)
-
-
-def _counted(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as counts need it, also of a quantised checkpoint, which nobody may load here."""
-    plain = {key: value for key, value in raw.items() if key != "quantization_config"}
-    config = explicit(family_of(plain), plain)
-    check_values(family_of(config), config)
-    return config
 
 
 def _onnx_formats(bytes_per_weight: float, device: Device) -> Formats:

@@ -13,6 +13,9 @@ const AIMS = {
   closest: { words: "the closest to its teacher", better: (a, b) => (a.model.above ?? Infinity) - (b.model.above ?? Infinity) },
   smallest: { words: "the smallest in memory", better: (a, b) => (a.speed.memory ?? Infinity) - (b.speed.memory ?? Infinity) },
 };
+// What an aim leaves open, as it does between the loads of one model, the others decide in this order.
+const order = (aim) => (a, b) =>
+  AIMS[aim].better(a, b) || AIMS.fastest.better(a, b) || AIMS.closest.better(a, b) || AIMS.smallest.better(a, b);
 
 // The positions of a slider: values from the least to the most that was measured, and "any" at one end.
 function scale(limit, candidates) {
@@ -21,7 +24,8 @@ function scale(limit, candidates) {
   const geometric = !limit.even && low > 0 && high > 4 * low;
   const at = (k) => {
     const share = k / STEPS, x = geometric ? low * (high / low) ** share : low + (high - low) * share;
-    return k === 0 ? low : k === STEPS ? high : Number(x.toPrecision(3));
+    // Rounded for the eye, but never beyond what was measured.
+    return k === 0 ? low : k === STEPS ? high : Math.min(high, Math.max(low, Number(x.toPrecision(3))));
   };
   return { usable: found.length > 1 && high > low, value: at, any: limit.most ? STEPS : 0 };
 }
@@ -64,17 +68,17 @@ function facts(candidate) {
 function advise(candidates, bounds, aim) {
   const judged = candidates.map((c) => ({ ...c, misses: bounds.map(([limit, bound]) => ({ limit, bound, by: beyond(limit, bound, c) }))
     .filter((m) => m.by !== 0) }));
-  const fit = judged.filter((c) => !c.misses.length).sort(AIMS[aim].better);
+  const fit = judged.filter((c) => !c.misses.length).sort(order(aim));
   if (fit.length) {
     const models = new Set(fit.map((c) => c.model.name)).size, first = fit[0];
-    const among = models === 1 && bounds.length ? "it alone meets these limits" :
+    const among = models === 1 ? (bounds.length ? "it alone meets these limits" : "no other model was measured here") :
       `${AIMS[aim].words} of the ${models} models${bounds.length ? " that meet these limits" : ""}`;
     return { taken: first, judged, words: ["Take ", named(first), `: ${among}, with ${facts(first)}.`] };
   }
   const known = judged.filter((c) => c.misses.every((m) => m.by != null));
   if (!known.length) return { taken: null, judged, words: ["None meets these limits", "", ": some of what they ask for was not measured."] };
   const worst = (c) => Math.max(...c.misses.map((m) => m.by));
-  const nearest = known.sort((a, b) => worst(a) - worst(b) || AIMS[aim].better(a, b))[0];
+  const nearest = known.sort((a, b) => worst(a) - worst(b) || order(aim)(a, b))[0];
   const missed = nearest.misses.map(({ limit, bound }) =>
     `${limit.short} (${limit.say(limit.of(nearest))}, not ${limit.say(bound)})`).join(" and ");
   return { taken: null, judged, words: ["None meets these limits. Nearest is ", named(nearest), `, which misses ${missed}.`] };

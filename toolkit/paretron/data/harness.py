@@ -74,8 +74,8 @@ def load_tasks(
             raise _unloadable(task, where, error, offline=offline) from error
     tasks = found["tasks"]
     for name, one in tasks.items():
-        unsafe = getattr(one, "UNSAFE_CODE", False) or (isinstance(spec, str) and ships_unsafe(name))
-        if unsafe and not run_code:
+        unsaid = not isinstance(spec, dict) and ships_unsafe(name)
+        if not run_code and (getattr(one, "UNSAFE_CODE", False) or unsaid):
             raise ParetronError(code_refused(where))
     if metric := mean_of_group(found, task):
         return (LoadedTask(task, tasks, metric),)

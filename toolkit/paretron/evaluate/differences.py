@@ -26,8 +26,8 @@ def differences(teacher: Path, student: Path) -> dict[str, dict[str, Any]]:
     Each holds `value` (nats a token; of a task its own score), `low` and `high` of its 95 %
     interval (None from one pair alone) and `pairs`. A text is compared where both read the same
     tokens cut alike, a task where both were asked alike and answered as many documents; what cannot
-    be paired is left out. Errors: INPUT_FILE for a folder that holds no evaluation, INPUT_MANIFEST for a broken
-    one.
+    be paired is left out. Errors: INPUT_FILE for a folder that holds no evaluation, INPUT_MANIFEST
+    for a broken one.
     """
     try:
         return dict((*_texts(teacher, student), *_tasks(teacher, student)))

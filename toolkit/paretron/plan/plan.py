@@ -25,11 +25,16 @@ from paretron.plan.hardware import Hardware, detect, free_disk_bytes, written_by
 from paretron.plan.parallel import parallel_problems
 from paretron.plan.shapes import student_sizes, target_problems
 from paretron.plan.sources import FoundTeacher, data_problems, find_teacher, pinned
-from paretron.plan.stages import Stage, stages_of
+from paretron.plan.stages import TEACHER, Stage, stages_of
 from paretron.plan.tasks import task_outlook
 from paretron.plugins import ENGINES, EXPORTERS, find_plugin
 from paretron.recipe import Export, Recipe, Score, Search, Student
-from paretron.recipe.limits import batch_problems, loss_problems, mode_problems
+from paretron.recipe.limits import (
+    address_problems,
+    batch_problems,
+    loss_problems,
+    mode_problems,
+)
 
 if TYPE_CHECKING:
     from paretron.plan.searching import SearchOutlook
@@ -303,6 +308,7 @@ def engine_problems(recipe: Recipe) -> tuple[list[Problem], frozenset[str]]:
             problems += error.problems
             continue
         problems += engine.check(settings)
+        problems += address_problems(settings, models=(TEACHER, *recipe.students))
         formats.add(engine.wants)
         modes[settings.name] = engine.modes
         problems += batch_problems(

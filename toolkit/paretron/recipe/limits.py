@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from paretron.errors import Code, Problem
-from paretron.recipe.profiling import Profile
+from paretron.recipe.profiling import Engine, Profile
 from paretron.recipe.training import Loss, States
 
 MODE_KEYS: Mapping[str, str] = {"offline": "batches", "closed": "concurrency", "open": "rates"}
@@ -25,6 +25,34 @@ def batch_problems(profile: Profile, *, engine: str, largest_batch: int | None) 
         for batch in profile.batches
         if largest_batch is not None and batch > largest_batch
     ]
+
+
+def address_problems(engine: Engine, *, models: Collection[str]) -> list[Problem]:
+    """The models that an engine's `servers` leave out, and what they or `ports` name besides."""
+    left_out = [m for m in models if m not in engine.servers] if engine.servers else []
+    problems = [unserved(engine, model) for model in left_out]
+    for key, named in (("servers", engine.servers), ("ports", engine.ports)):
+        problems += [
+            Problem(
+                Code.RECIPE_VALUE,
+                f"there is no model called {name}",
+                where=f"profile.engines: {engine.name}: {key}",
+                fix=f"one of {', '.join(models)}",
+            )
+            for name in named
+            if name not in models
+        ]
+    return problems
+
+
+def unserved(engine: Engine, model: str) -> Problem:
+    """What is wrong where some models have a server and this one has none."""
+    return Problem(
+        Code.RECIPE_VALUE,
+        f"no server is named for the model {model}",
+        where=f"profile.engines: {engine.name}: servers",
+        fix=f"add {model}: http://..., or leave the model out",
+    )
 
 
 def mode_problems(profile: Profile, *, modes: Mapping[str, Collection[str]]) -> list[Problem]:

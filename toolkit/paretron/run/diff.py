@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +104,13 @@ _ABSENT = Fact(None)
 
 
 def _ratio(a: Scalar, b: Scalar) -> float | None:
+    """Of two numbers; None where no float holds it."""
     numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (a, b))
-    return float(b) / float(a) if numbers and a else None  # type: ignore[arg-type]
+    try:
+        found = float(b) / float(a) if numbers and a else None  # type: ignore[arg-type]
+    except OverflowError:
+        return None
+    return found if found is not None and math.isfinite(found) else None
 
 
 def _apart(a: Fact, b: Fact) -> bool:

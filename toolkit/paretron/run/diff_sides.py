@@ -75,7 +75,9 @@ def _trusted(place: Path, read: Callable[[Path], Side]) -> Side:
     """What a reader makes of a place; INPUT_CONFIG where what it holds has another shape."""
     try:
         return read(place)
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (
+        ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+    ) as error:  # fmt: skip
         raise ParetronError(
             Problem(
                 Code.INPUT_CONFIG,

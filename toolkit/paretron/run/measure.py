@@ -84,10 +84,13 @@ def publish_profile(
     try:
         result = profile_models(models, profile=profile, seed=seed, on_event=on_event)
     except ProfileStopped as stopped:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        dump(partial, stopped.partial.to_json())
-        on_event("note", {"message": f"measured until then: {partial}"})
+        if any(stopped.partial.measurements.values()):
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            dump(partial, stopped.partial.to_json())
+            on_event("note", {"message": f"measured until then: {partial}"})
         raise
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    dump(partial, result.to_json())  # whatever becomes of the bounds
     result = with_bounds(result, models, on_event=on_event)
     with staged(out, provenance=provenance, overwrite=overwrite) as folder:
         dump(folder / PROFILE, result.to_json())

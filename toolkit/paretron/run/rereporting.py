@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from paretron.artifacts.jsonfile import read_object
 from paretron.artifacts.manifest import MANIFEST, Provenance, read_manifest
@@ -37,7 +37,10 @@ def rewrite_report(run: Path) -> Path:
         unverified=tuple(manifest.get("unverified", ())),
     )
     content = _checked(folder / REPORT_JSON)
-    with staged(folder, provenance=provenance, overwrite=True) as fresh:
+    with (
+        _ours(folder / REPORT_JSON),
+        staged(folder, provenance=provenance, overwrite=True) as fresh,
+    ):
         write_report(content, out=fresh)
     return folder
 
@@ -66,21 +69,24 @@ def report_of(sources: Sequence[Path], *, out: Path | None, overwrite: bool) -> 
         refuse_overlap(out, source)
     names = _names(sources)
     found = [_source(source, name, out=out) for source, name in zip(sources, names, strict=True)]
-    content = merged(found) if len(found) > 1 else found[0].content
-    parents = {s.name: s.sha256 for s in found}
-    provenance = Provenance(kind="report", parents=parents, stamp=content.get("stamp"))
-    with staged(out, provenance=provenance, overwrite=overwrite) as folder:
-        write_report(content, out=folder)
+    with _ours(*sources):
+        content = merged(found) if len(found) > 1 else found[0].content
+        parents = {s.name: s.sha256 for s in found}
+        provenance = Provenance(kind="report", parents=parents, stamp=content.get("stamp"))
+        with staged(out, provenance=provenance, overwrite=overwrite) as folder:
+            write_report(content, out=folder)
     return out
 
 
 def _names(sources: Sequence[Path]) -> list[str]:
     """What the runs are called: by their folders, with a number where two are called the same."""
     plain = [s.absolute().name or "run" for s in sources]
-    return [
-        name if plain.count(name) == 1 else f"{name}-{plain[: i + 1].count(name)}"
-        for i, name in enumerate(plain)
-    ]
+    names: list[str] = []
+    for name in plain:
+        numbered = (f"{name}-{k}" for k in count(1))
+        free = (n for n in numbered if n not in names and n not in plain)
+        names.append(name if plain.count(name) == 1 else next(free))
+    return names
 
 
 def _source(folder: Path, name: str, *, out: Path) -> Source:
@@ -93,15 +99,10 @@ def _source(folder: Path, name: str, *, out: Path) -> Source:
             return Source(name, content | {"raw": seen}, sha256, teacher)
     if not (folder / PROFILE).is_file():
         raise _nothing_here(folder)
-    profile, sha256 = (
-        read_object(folder / PROFILE, code=Code.INPUT_CONFIG),
-        _sha256(folder / PROFILE),
-    )
+    profile, sha256 = _read(folder / PROFILE), _sha256(folder / PROFILE)
     raw = {"path": _seen_from(out, folder / PROFILE), "sha256": sha256}
-    try:
+    with _ours(folder / PROFILE):
         content = of_profile(profile, title=name, raw=raw)
-    except (ValidationError, ValueError, TypeError, KeyError) as error:
-        raise _not_ours(folder / PROFILE, error) from error
     return Source(name, content, sha256, _parents(folder).get("teacher"))
 
 
@@ -116,10 +117,13 @@ def _checked(path: Path) -> dict[str, Any]:
     """A report.json as this version reads it, with all its keys."""
     from paretron_profiling.report.schema import Report
 
-    try:
-        return Report.of(read_object(path, code=Code.INPUT_CONFIG)).to_json()
-    except ValidationError as error:
-        raise _not_ours(path, error) from error
+    content = _read(path)
+    with _ours(path):
+        return Report.of(content).to_json()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_object(path, code=Code.INPUT_CONFIG, max_bytes=_MAX_BYTES, max_nodes=_MAX_NODES)
 
 
 def _seen_from(out: Path, path: Path) -> str:
@@ -130,15 +134,23 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _not_ours(path: Path, error: Exception) -> ParetronError:
-    return ParetronError(
-        Problem(
-            Code.INPUT_CONFIG,
-            f"not what this version of Paretron writes: {str(error)[:200]}",
-            where=str(path),
-            fix="run `paretron run` or `paretron profile` again",
-        )
-    )
+@contextmanager
+def _ours(*paths: Path) -> Iterator[None]:
+    """INPUT_CONFIG for content of another shape than ours, wherever that shows."""
+    try:
+        yield
+    except (
+        ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+    ) as error:  # fmt: skip
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ParetronError(
+            Problem(
+                Code.INPUT_CONFIG,
+                f"not what this version of Paretron writes: {reason}",
+                where=", ".join(map(str, paths)),
+                fix="run `paretron run` or `paretron profile` again",
+            )
+        ) from error
 
 
 def _nothing_here(folder: Path) -> ParetronError:
