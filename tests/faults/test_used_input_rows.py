@@ -254,7 +254,7 @@ def test_i25_output_over_input(
         "score": (folder, "--recipe", recipe),
         "eval": (folder, "--recipe", recipe),
         "run": (recipe,),
-        "profile": (f"teacher={folder}",),
+        "profile": (f"teacher={folder}", "--engine", "transformers"),
     }
     refused(
         verb, *arguments[verb], "--out", tmp_path / out, "--overwrite",

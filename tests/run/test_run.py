@@ -48,7 +48,7 @@ def test_report_holds_what_was_made_and_measured(finished: Path) -> None:
         assert math.isfinite(model["loss"]["final"])
         assert model["perplexity"]["validation"] == pytest.approx(math.exp(model["loss"]["final"]))
         # Every batch of the recipe, and the student's batch in the teacher's memory.
-        assert {1, 2} <= {s["batch"] for s in model["speed"]}
+        assert {1, 2} <= {s["load"] for s in model["speed"]}
         assert all(s["engine"] == "ortgenai" and s["output_tok_s"] > 0 for s in model["speed"])
         assert all(s["repeats"] == 3 for s in model["speed"])
     for student in ("width", "depth"):

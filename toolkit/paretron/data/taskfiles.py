@@ -17,7 +17,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from paretron.artifacts.manifest import sha256_file
 from paretron.errors import Code, ParetronError, Problem
 from paretron.recipe import Evaluate, Task
 from paretron.recipe.tasks import TASK_SUFFIXES
@@ -286,6 +285,8 @@ def _texts(value: Any) -> Iterator[str]:
 
 def task_sha256(path: Path) -> str:
     """A hash over what a task's file says and the bytes of the files that it reads, in order."""
+    from paretron.artifacts.manifest import sha256_file  # with numpy, which planning is without
+
     total = hashlib.sha256()
     for file in task_files(path):
         total.update(sha256_file(file).encode())
