@@ -1,7 +1,7 @@
 """Whether speedups that are measured twice agree within the interval that each states: JSON lines.
 
 PYTHONPATH=tests python -m benchmarks.speedups_twice teacher=DIR,DIR width=DIR,DIR depth=DIR,DIR \\
-    --engine ortgenai --engine vllm=PYTHON --out DIR [--repeats 7] [--batch 1 8]
+    --engine ortgenai --engine vllm=PYTHON --out DIR [--repeats 7] [--in-turn]
 
 Each run is one command of `paretron profile` over all engines. Of every ratio of the first run it
 is said whether the second run's median lies within the first's interval and the other way round,
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--engine", action="append", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--in-turn", action="store_true")
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 8])
     parser.add_argument("--lengths", type=int, nargs=2, default=[128, 32])
     asked = parser.parse_args()
@@ -54,7 +55,7 @@ def profiled(asked: argparse.Namespace, out: Path) -> ProfileResult:
             *(word for engine in asked.engine for word in ("--engine", engine)),
             *(word for batch in asked.batch for word in ("--batch", str(batch))),
             "--input-len", str(inputs), "--output-len", str(outputs),
-            "--repeats", str(asked.repeats),
+            "--repeats", str(asked.repeats), *(["--in-turn"] if asked.in_turn else []),
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return ProfileResult.from_json(json.loads((out / "profile.json").read_text()))

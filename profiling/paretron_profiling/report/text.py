@@ -283,7 +283,8 @@ def _rules(report: Report) -> list[str]:
             "A ratio is the median over pairs of runs of the same round, of output tokens/s with "
             "prefill included where nothing else is said; its interval is the narrowest one that "
             "holds the true median with 95 %, or the whole range with what that promises where the "
-            "pairs are too few."
+            "pairs are too few. It holds what varies between rounds; what differs between starts "
+            "of an engine it holds only where each round had a new one (sessions: in_turn)."
         )
     return out
 

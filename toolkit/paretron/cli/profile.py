@@ -56,7 +56,10 @@ def profile(
     slo_ttft_ms: Annotated[float, typer.Option(help="Slowest good first token.")] = 2000.0,
     slo_tpot_ms: Annotated[float, typer.Option(help="Slowest good further token.")] = 100.0,
     in_turn: Annotated[
-        bool, typer.Option("--in-turn", help="Never two models in memory at once.")
+        bool,
+        typer.Option(
+            "--in-turn", help="Open models anew in every round; intervals hold that, too."
+        ),
     ] = False,
     strict: o.Strict = False,
     overwrite: o.Overwrite = False,

@@ -49,7 +49,7 @@ class Profile(Section):
     most a hundred, until each workload of a model was measured for `min_seconds` in all. `sessions`
     of all models are open together where memory allows (auto) or always (together), or one at a
     time, opened anew in every round (in_turn), as on a GPU that servers cannot share; only one is
-    ever under load.
+    ever under load. Intervals hold what differs between starts of an engine in the last way alone.
     """
 
     engines: tuple[Engine, ...]
